@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// The generic operations of the runtime, as a table of function pointers chosen once per process.
+//
+// Every operation is defined to the bit, so that all implementations (scalar, AVX2, AVX-512) agree
+// exactly and results depend neither on the machine, nor on threads, nor on the batch:
+//   * a sum over k elements runs in 16 lanes: lane l takes elements l, l + 16, l + 32, ... in order
+//     by fused multiply-add, starting from +0; a short tail is padded with zeros; lanes are then
+//     added as a tree: l and l + 8, then l + 4, l + 2, l + 1;
+//   * elementwise operations round once per written operation, fused only where `fma` is written;
+//   * exp, tanh, erf are quern's own polynomials (kernels/vec_math.h), the same in every ISA.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "base/status.h"
+#include "model/layer_desc.h"
+
+namespace quern {
+
+enum class Isa : uint8_t { kRef, kAvx2, kAvx512 };
+
+std::string_view isa_name(Isa isa);  // "ref", "avx2", "avx512"
+Isa best_isa();                      // what this machine can run, capped by QUERN_ISA
+bool host_has(Isa isa);              // regardless of QUERN_ISA
+
+struct KernelTable {
+  Isa isa;
+
+  // dst[i] = float of n stored values; src may be unaligned, may not overlap dst.
+  void (*bf16_to_float)(const void* src, int64_t n, float* dst);
+  void (*f16_to_float)(const void* src, int64_t n, float* dst);
+  void (*float_to_f16)(const float* src, int64_t n, void* dst);  // nearest even
+
+  // sum_k a[k] b[k], in the 16-lane order.
+  float (*dot)(const float* a, const float* b, int64_t k);
+
+  // y[i, j] = dot(x[i, :], w[j, :]) for i < n_x, j < n_w: many dots at once, each with the bits of
+  // `dot`. ld* are row strides in elements. y may not overlap x or w.
+  void (*dot_tile)(const float* x, int64_t ld_x, int64_t n_x, const float* w, int64_t ld_w,
+                   int64_t n_w, int64_t k, float* y, int64_t ld_y);
+
+  // y[i] = fma(a, x[i], y[i])
+  void (*axpy)(float a, const float* x, int64_t n, float* y);
+  // y[i] += x[i]
+  void (*add)(const float* x, int64_t n, float* y);
+  // x[i] *= a
+  void (*scale)(float a, int64_t n, float* x);
+  // y[i] = a[i] * b[i]; y may be a or b
+  void (*multiply)(const float* a, const float* b, int64_t n, float* y);
+
+  // y = x / sqrt(dot(x, x) / n + eps) * gain (gain null: 1). y may be x.
+  void (*rms_norm)(const float* x, const float* gain, float eps, int64_t n, float* y);
+  // y = (x - mean) / sqrt(var + eps) * gain + bias (each may be null). y may be x.
+  void (*layer_norm)(const float* x, const float* gain, const float* bias, float eps, int64_t n,
+                     float* y);
+
+  // x[i] = activation(x[i])
+  void (*activate)(Activation activation, int64_t n, float* x);
+  // gate[i] = activation(gate[i]) * up[i]
+  void (*activate_gated)(Activation activation, const float* up, int64_t n, float* gate);
+
+  // x[i] = cap * tanh(x[i] / cap)
+  void (*soft_cap)(float cap, int64_t n, float* x);
+  // x = softmax(x), by subtracting the maximum; returns log(sum exp(x)) of the input.
+  float (*softmax)(int64_t n, float* x);
+  // log(sum exp(x)) without writing.
+  float (*log_sum_exp)(const float* x, int64_t n);
+  float (*max)(const float* x, int64_t n);
+
+  // Rotates pairs (x[j], x[j + n_dims / 2]) by the angles whose cosines and sines are given:
+  //   x[j] <- x[j] c[j] - x[j+h] s[j];  x[j+h] <- x[j+h] c[j] + x[j] s[j]   (two products, one fma)
+  void (*rope)(const float* cosine, const float* sine, int64_t n_dims, float* x);
+
+  // In-place fast Walsh-Hadamard transform of 2^log2_n values, butterflies (a + b, a - b) with
+  // h = 1, 2, 4, ..., then times `scale`.
+  void (*fwht)(int log2_n, float scale, float* x);
+};
+
+// The table of the best ISA, or of a given one (for tests; falls back to what the host has).
+const KernelTable& kernels();
+const KernelTable& kernels(Isa isa);
+
+}  // namespace quern

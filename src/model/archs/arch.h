@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// An architecture: config.json -> ModelDesc, and where each weight lies in the checkpoint.
+// One file per family, one line in list.inc.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+#include "formats/checkpoint.h"
+#include "model/layer_desc.h"
+#include "model/roles.h"
+
+namespace quern {
+
+// Where a weight lies: rows of a stored tensor, or of its transpose. Weight row i is stored row
+//   first + (i / block) * stride + i % block        (i in [0, rows))
+// which covers whole tensors (block = rows), fused [q; k; v] and gate/up stacks, and heads that
+// interleave q, k, v. `plane` picks the slice of a stored rank-3 tensor (stacked experts).
+struct WeightSource {
+  std::string tensor;
+  int64_t first = 0;
+  int64_t block = 0;  // 0: all rows, contiguous
+  int64_t stride = 0;
+  bool transposed = false;  // stored as [n_in, n_out] (GPT-2)
+  int64_t plane = -1;
+};
+
+enum class Part : uint8_t { kWeight, kBias };
+
+struct Arch {
+  std::string_view name;                            // "llama"; model_type in config.json
+  std::span<const std::string_view> architectures;  // "LlamaForCausalLM", ...
+  // Every bound of the hyper-parameters is checked here.
+  Result<ModelDesc> (*describe)(const Json& config);
+  // The place of a weight or bias that the description says exists.
+  WeightSource (*locate)(const ModelDesc& model, const WeightId& id, Part part);
+};
+
+std::span<const Arch> archs();  // the rows of list.inc
+
+// The architecture of a config: by architectures[0], else by model_type. The error lists the rows.
+Result<const Arch*> find_arch(const Json& config);
+
+}  // namespace quern
