@@ -14,7 +14,7 @@
 #include <string_view>
 
 #include "base/status.h"
-#include "model/layer_desc.h"
+#include "kernels/activation.h"
 
 namespace quern {
 

@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/activation.h"
+
 namespace quern {
 
 enum class NormKind : uint8_t { kNone, kRms, kLayer };
@@ -24,8 +26,6 @@ struct NormDesc {
   double gain_offset = 0;  // 1 where checkpoints store gain - 1 (Gemma)
   bool has_bias = false;
 };
-
-enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2 };
 
 enum class PositionKind : uint8_t { kNone, kRope, kLearned };
 
