@@ -7,7 +7,9 @@
 //     by fused multiply-add, starting from +0; a short tail is padded with zeros; lanes are then
 //     added as a tree: l and l + 8, then l + 4, l + 2, l + 1;
 //   * elementwise operations round once per written operation, fused only where `fma` is written;
+//   * maxima run in the same lanes and tree, `a > b ? a : b`, padded with -inf;
 //   * exp, tanh, erf are quern's own polynomials (kernels/vec_math.h), the same in every ISA.
+// Which NaN comes out of an operation on NaNs is left open; everything else is not.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +29,8 @@ bool host_has(Isa isa);              // regardless of QUERN_ISA
 struct KernelTable {
   Isa isa;
 
-  // dst[i] = float of n stored values; src may be unaligned, may not overlap dst.
+  // dst[i] = float of n stored values; src may be unaligned, may not overlap dst. A signalling
+  // half NaN becomes quiet.
   void (*bf16_to_float)(const void* src, int64_t n, float* dst);
   void (*f16_to_float)(const void* src, int64_t n, float* dst);
   void (*float_to_f16)(const float* src, int64_t n, void* dst);  // nearest even
@@ -40,6 +43,11 @@ struct KernelTable {
   void (*dot_tile)(const float* x, int64_t ld_x, int64_t n_x, const float* w, int64_t ld_w,
                    int64_t n_w, int64_t k, float* y, int64_t ld_y);
 
+  // y[i, j] = fma(a[i, p], v[p, j], y[i, j]) for p = 0, 1, ..., n_v - 1 in this order, i < n_y and
+  // j < n: weighted sums of rows, each with the bits of n_v calls of `axpy`. y may not overlap.
+  void (*axpy_rows)(const float* a, int64_t ld_a, int64_t n_y, const float* v, int64_t ld_v,
+                    int64_t n_v, int64_t n, float* y, int64_t ld_y);
+
   // y[i] = fma(a, x[i], y[i])
   void (*axpy)(float a, const float* x, int64_t n, float* y);
   // y[i] += x[i]
@@ -49,9 +57,11 @@ struct KernelTable {
   // y[i] = a[i] * b[i]; y may be a or b
   void (*multiply)(const float* a, const float* b, int64_t n, float* y);
 
-  // y = x / sqrt(dot(x, x) / n + eps) * gain (gain null: 1). y may be x.
+  // y = x / sqrt(dot(x, x) / n + eps) * gain (gain null: 1), computed as (x * r) * gain with
+  // r = 1 / sqrt(...). y may be x.
   void (*rms_norm)(const float* x, const float* gain, float eps, int64_t n, float* y);
-  // y = (x - mean) / sqrt(var + eps) * gain + bias (each may be null). y may be x.
+  // y = (x - mean) / sqrt(var + eps) * gain + bias (each may be null), computed as
+  // ((x - mean) * r) * gain + bias. y may be x.
   void (*layer_norm)(const float* x, const float* gain, const float* bias, float eps, int64_t n,
                      float* y);
 
@@ -62,14 +72,15 @@ struct KernelTable {
 
   // x[i] = cap * tanh(x[i] / cap)
   void (*soft_cap)(float cap, int64_t n, float* x);
-  // x = softmax(x), by subtracting the maximum; returns log(sum exp(x)) of the input.
+  // x = softmax(x), by subtracting the maximum, as exp(x - max) * (1 / sum); returns
+  // log(sum exp(x)) of the input. Where all are -inf (or n is 0): zeros and -inf.
   float (*softmax)(int64_t n, float* x);
   // log(sum exp(x)) without writing.
   float (*log_sum_exp)(const float* x, int64_t n);
   float (*max)(const float* x, int64_t n);
 
   // Rotates pairs (x[j], x[j + n_dims / 2]) by the angles whose cosines and sines are given:
-  //   x[j] <- x[j] c[j] - x[j+h] s[j];  x[j+h] <- x[j+h] c[j] + x[j] s[j]   (two products, one fma)
+  //   x[j] <- fma(x[j], c[j], -(x[j+h] s[j]));  x[j+h] <- fma(x[j+h], c[j], x[j] s[j])
   void (*rope)(const float* cosine, const float* sine, int64_t n_dims, float* x);
 
   // In-place fast Walsh-Hadamard transform of 2^log2_n values, butterflies (a + b, a - b) with

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels over lanes (see lanes.h) that keep blocks of a matrix or of a transform in registers.
+#pragma once
+
+#include <cstdint>
+
+namespace quern {
+
+template <class V>
+struct BlockKernels {
+  // kY rows of y by kC vectors of columns stay in registers while p runs.
+  template <int kY, int kC>
+  static inline void axpy_rows_block(const float* a, int64_t ld_a, const float* v, int64_t ld_v,
+                                     int64_t n_v, float* y, int64_t ld_y) {
+    V sum[kY][kC];
+    for (int i = 0; i < kY; ++i) {
+      for (int c = 0; c < kC; ++c) sum[i][c] = V::load(y + i * ld_y + 16 * c);
+    }
+    for (int64_t p = 0; p < n_v; ++p) {
+      V row[kC];
+      for (int c = 0; c < kC; ++c) row[c] = V::load(v + p * ld_v + 16 * c);
+      for (int i = 0; i < kY; ++i) {
+        const V factor = V::set(a[i * ld_a + p]);
+        for (int c = 0; c < kC; ++c) sum[i][c] = V::fma(factor, row[c], sum[i][c]);
+      }
+    }
+    for (int i = 0; i < kY; ++i) {
+      for (int c = 0; c < kC; ++c) sum[i][c].store(y + i * ld_y + 16 * c);
+    }
+  }
+  template <int kY>
+  static inline void axpy_rows_strip(const float* a, int64_t ld_a, const float* v, int64_t ld_v,
+                                     int64_t n_v, int64_t n, float* y, int64_t ld_y) {
+    int64_t j = 0;
+    constexpr int kC = V::kBlockColumns;
+    for (; j + 16 * kC <= n; j += 16 * kC) {
+      axpy_rows_block<kY, kC>(a, ld_a, v + j, ld_v, n_v, y + j, ld_y);
+    }
+    for (; j + 16 <= n; j += 16) {
+      axpy_rows_block<kY, 1>(a, ld_a, v + j, ld_v, n_v, y + j, ld_y);
+    }
+    if (j == n) return;
+    for (int i = 0; i < kY; ++i) {
+      V sum = V::load_first(y + i * ld_y + j, static_cast<int>(n - j));
+      for (int64_t p = 0; p < n_v; ++p) {
+        const V row = V::load_first(v + p * ld_v + j, static_cast<int>(n - j));
+        sum = V::fma(V::set(a[i * ld_a + p]), row, sum);
+      }
+      sum.store_first(y + i * ld_y + j, static_cast<int>(n - j));
+    }
+  }
+  static void axpy_rows(const float* a, int64_t ld_a, int64_t n_y, const float* v, int64_t ld_v,
+                        int64_t n_v, int64_t n, float* y, int64_t ld_y) {
+    int64_t i = 0;
+    constexpr int kY = V::kBlockRows;
+    for (; i + kY <= n_y; i += kY) {
+      axpy_rows_strip<kY>(a + i * ld_a, ld_a, v, ld_v, n_v, n, y + i * ld_y, ld_y);
+    }
+    for (; i < n_y; ++i) {
+      axpy_rows_strip<1>(a + i * ld_a, ld_a, v, ld_v, n_v, n, y + i * ld_y, ld_y);
+    }
+  }
+
+  // Stages h = 1, 2, 4, 8 inside one vector.
+  static inline V fwht_vector(V v, int log2_n) {
+    if (log2_n > 0) v = V::template butterfly<1>(v);
+    if (log2_n > 1) v = V::template butterfly<2>(v);
+    if (log2_n > 2) v = V::template butterfly<4>(v);
+    if (log2_n > 3) v = V::template butterfly<8>(v);
+    return v;
+  }
+  // Two stages, h and 2 h, in one pass; each result times `factor`.
+  static inline void fwht_pass4(int64_t n, int64_t h, V factor, float* x) {
+    for (int64_t start = 0; start < n; start += 4 * h) {
+      for (int64_t i = start; i < start + h; i += 16) {
+        const V a = V::load(x + i), b = V::load(x + i + h);
+        const V c = V::load(x + i + 2 * h), d = V::load(x + i + 3 * h);
+        const V ab = V::add(a, b), ba = V::sub(a, b), cd = V::add(c, d), dc = V::sub(c, d);
+        V::mul(V::add(ab, cd), factor).store(x + i);
+        V::mul(V::add(ba, dc), factor).store(x + i + h);
+        V::mul(V::sub(ab, cd), factor).store(x + i + 2 * h);
+        V::mul(V::sub(ba, dc), factor).store(x + i + 3 * h);
+      }
+    }
+  }
+  static inline void fwht_pass2(int64_t n, int64_t h, V factor, float* x) {
+    for (int64_t start = 0; start < n; start += 2 * h) {
+      for (int64_t i = start; i < start + h; i += 16) {
+        const V a = V::load(x + i), b = V::load(x + i + h);
+        V::mul(V::add(a, b), factor).store(x + i);
+        V::mul(V::sub(a, b), factor).store(x + i + h);
+      }
+    }
+  }
+  static void fwht(int log2_n, float scale, float* x) {
+    const int64_t n = int64_t{1} << log2_n;
+    if (log2_n < 4) {
+      const V v = fwht_vector(V::load_first(x, static_cast<int>(n)), log2_n);
+      V::mul(v, V::set(scale)).store_first(x, static_cast<int>(n));
+      return;
+    }
+    const V one = V::set(1.0f), last = V::set(scale);  // times 1 changes nothing
+    const V first = log2_n == 4 ? last : one;
+    for (int64_t i = 0; i < n; i += 16) {
+      V::mul(fwht_vector(V::load(x + i), 4), first).store(x + i);
+    }
+    int64_t h = 16;
+    if (log2_n % 2 != 0) {
+      fwht_pass2(n, h, 2 * h == n ? last : one, x);
+      h *= 2;
+    }
+    for (; h < n; h *= 4) fwht_pass4(n, h, 4 * h == n ? last : one, x);
+  }
+};
+
+}  // namespace quern

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/tables.h"
+
+namespace quern {
+namespace {
+
+KernelTable make_table(Isa isa) {
+  KernelTable table{};
+  table.isa = isa;
+  fill_ref(table);
+  if (isa == Isa::kAvx2) {
+    fill_rows_avx2(table);
+    fill_tile_avx2(table);
+  }
+  if (isa == Isa::kAvx512) {
+    fill_rows_avx512(table);
+    fill_tile_avx512(table);
+  }
+  return table;
+}
+
+}  // namespace
+
+const KernelTable& kernels(Isa isa) {
+  static const KernelTable ref = make_table(Isa::kRef);
+  static const KernelTable avx2 = make_table(Isa::kAvx2);
+  static const KernelTable avx512 = make_table(Isa::kAvx512);
+  if (isa == Isa::kAvx512 && host_has(Isa::kAvx512)) return avx512;
+  if (isa != Isa::kRef && host_has(Isa::kAvx2)) return avx2;
+  return ref;
+}
+
+const KernelTable& kernels() {
+  static const KernelTable& best = kernels(best_isa());
+  return best;
+}
+
+}  // namespace quern

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// One line per implementation of the table: `ref` fills every slot, an ISA overrides what it
+// improves.
+#pragma once
+
+#include "kernels/kernels.h"
+
+namespace quern {
+
+void fill_ref(KernelTable& table);
+void fill_rows_avx2(KernelTable& table);
+void fill_tile_avx2(KernelTable& table);
+void fill_rows_avx512(KernelTable& table);
+void fill_tile_avx512(KernelTable& table);
+
+}  // namespace quern
