@@ -19,7 +19,8 @@ namespace quern {
 
 using Json = nlohmann::json;
 
-// One stored tensor. `bytes` may be unaligned and stays valid as long as its checkpoint.
+// One stored tensor. `bytes` may be unaligned and stays valid as long as its checkpoint. They are
+// the bytes as stored: a GGUF file may keep rows in another order, so values come from read_rows.
 // GGML block types keep dtype kU8 and name their type in `block_type` (0 means none).
 struct TensorInfo {
   std::string name;
@@ -29,6 +30,13 @@ struct TensorInfo {
   size_t n_bytes = 0;
   uint32_t block_type = 0;  // GGML type id of a block-coded tensor
 };
+
+// A tensor seen as a matrix of shape[0] rows; a vector or scalar is one row.
+int64_t matrix_rows(const TensorInfo& tensor);
+int64_t matrix_cols(const TensorInfo& tensor);
+
+// The entry of a list sorted by name; null if absent.
+const TensorInfo* find_tensor(const std::vector<TensorInfo>& sorted, std::string_view name);
 
 class Checkpoint {
  public:
@@ -43,8 +51,9 @@ class Checkpoint {
   virtual const std::vector<TensorInfo>& tensors() const = 0;       // sorted by name
   virtual const TensorInfo* find(std::string_view name) const = 0;  // null if absent
 
-  // Values of rows [first_row, first_row + n_rows) of a tensor seen as a matrix of shape[0] rows
-  // (a vector is one row): dst[n_rows, cols]. Fails for types that are not numbers to us.
+  // Values of rows [first_row, first_row + n_rows) of a tensor seen as a matrix of matrix_rows
+  // rows: dst[n_rows, matrix_cols]. F64, F32, F16, BF16, F8_E4M3, F8_E5M2 and the block types that
+  // ggml_blocks.h decodes; fails for types that are not numbers to us.
   virtual Status read_rows(const TensorInfo& tensor, int64_t first_row, int64_t n_rows,
                            float* dst) const = 0;
 
