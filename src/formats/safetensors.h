@@ -4,8 +4,11 @@
 // every rule of the format is checked before a byte of data is touched.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,11 +20,11 @@
 namespace quern {
 
 struct SafetensorsHeader {
-  std::vector<TensorInfo> tensors;  // sorted by name; `bytes` set relative to the given file
+  std::vector<TensorInfo> tensors;  // sorted by name; `bytes` point into the given file
   std::map<std::string, std::string> metadata;
 };
 
-// Checks and indexes a whole file image.
+// Checks and indexes a whole file image, which must outlive the result.
 Result<SafetensorsHeader> parse_safetensors(std::span<const std::byte> file);
 
 class SafetensorsFile {
@@ -44,8 +47,9 @@ struct TensorSpec {
 };
 
 // Streams one file: all tensors are declared first, then written in the order of `order()`
-// (alignment of the dtype descending, then name), whole or in pieces. Nothing appears at `path`
-// before finish(). The header is padded so that the data starts on a multiple of 64 bytes.
+// (bits of the dtype descending, then name), whole or in pieces. Nothing appears at `path`
+// before finish(). The header is padded so that the data starts on a multiple of 64 bytes; metadata
+// gains {"format": "pt"} if it lacks a format.
 class SafetensorsWriter {
  public:
   static Result<SafetensorsWriter> create(const std::string& path, std::vector<TensorSpec> tensors,
@@ -57,6 +61,8 @@ class SafetensorsWriter {
 
  private:
   explicit SafetensorsWriter(AtomicFile file) : file_(std::move(file)) {}
+  bool is_complete() const;  // the tensor that is due has all its bytes
+
   AtomicFile file_;
   std::vector<TensorSpec> order_;
   size_t due_ = 0;
