@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+// The generic kernels at every ISA of the host, beside the machine's own limits measured in the
+// same run: fused multiply-adds out of registers, and reading memory. Each operation is checked
+// against the reference before it is timed. One thread.
+#include <benchmark/benchmark.h>
+#include <immintrin.h>
+
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "kernels/kernels.h"
+#include "tensor/matrix.h"
+
+namespace quern {
+namespace {
+
+AlignedVector<float> gaussian(int64_t n, uint64_t seed) {
+  AlignedVector<float> x(static_cast<size_t>(n));
+  Random random(seed);
+  for (float& v : x) v = static_cast<float>(random.gaussian());
+  return x;
+}
+
+benchmark::Counter rate(double per_iteration) {
+  return {per_iteration, benchmark::Counter::kIsIterationInvariantRate,
+          benchmark::Counter::OneK::kIs1000};
+}
+
+// ---- The machine's limits.
+
+__attribute__((target("avx512f"))) void peak_fma_avx512(benchmark::State& state) {
+  constexpr int kChains = 24;
+  __m512 sum[kChains];
+  for (auto& s : sum) s = _mm512_set1_ps(1.0f);
+  __m512 a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(0.001f);
+  for (auto _ : state) {
+    for (int i = 0; i < 1000; ++i) {
+#pragma GCC unroll 24
+      for (auto& s : sum) s = _mm512_fmadd_ps(s, a, b);
+    }
+#pragma GCC unroll 24
+    for (auto& s : sum) asm volatile("" : "+v"(s));
+  }
+  state.counters["FLOP/s"] = rate(2.0 * 16 * kChains * 1000);
+}
+
+__attribute__((target("avx2,fma"))) void peak_fma_avx2(benchmark::State& state) {
+  constexpr int kChains = 12;
+  __m256 sum[kChains];
+  for (auto& s : sum) s = _mm256_set1_ps(1.0f);
+  __m256 a = _mm256_set1_ps(0.999f), b = _mm256_set1_ps(0.001f);
+  for (auto _ : state) {
+    for (int i = 0; i < 1000; ++i) {
+#pragma GCC unroll 12
+      for (auto& s : sum) s = _mm256_fmadd_ps(s, a, b);
+    }
+#pragma GCC unroll 24
+    for (auto& s : sum) asm volatile("" : "+x"(s));
+  }
+  state.counters["FLOP/s"] = rate(2.0 * 8 * kChains * 1000);
+}
+
+void read_bandwidth(benchmark::State& state) {
+  const auto n = static_cast<size_t>(state.range(0)) / 8;
+  std::vector<uint64_t> data(n, 3);
+  for (auto _ : state) {
+    uint64_t sum[8] = {};
+    for (size_t i = 0; i < n; i += 8) {
+      for (size_t l = 0; l < 8; ++l) sum[l] ^= data[i + l];
+    }
+    benchmark::DoNotOptimize(sum);
+  }
+  state.counters["B/s"] = rate(static_cast<double>(n * 8));
+}
+
+// ---- Kernels.
+
+void dot_tile(benchmark::State& state, const KernelTable& table, int64_t n_x, int64_t n_w,
+              int64_t k) {
+  const auto x = gaussian(n_x * k, 1), w = gaussian(n_w * k, 2);
+  std::vector<float> y(static_cast<size_t>(n_x * n_w));
+  table.dot_tile(x.data(), k, n_x, w.data(), k, n_w, k, y.data(), n_w);
+  const int64_t i = n_x - 1, j = n_w - 1;
+  if (y.back() != kernels(Isa::kRef).dot(x.data() + i * k, w.data() + j * k, k)) {
+    state.SkipWithError("differs from the reference");
+    return;
+  }
+  for (auto _ : state) {
+    table.dot_tile(x.data(), k, n_x, w.data(), k, n_w, k, y.data(), n_w);
+    benchmark::ClobberMemory();
+  }
+  state.counters["FLOP/s"] = rate(2.0 * static_cast<double>(n_x * n_w * k));
+  state.counters["w B/s"] = rate(4.0 * static_cast<double>(n_w * k));
+}
+
+using RowOperation = std::function<void(const KernelTable&, float* row)>;
+
+// Times `operation` on a row of n values that is copied in before each call (the copy is timed
+// alone as the row named `copy`).
+void row(benchmark::State& state, const KernelTable& table, const RowOperation& operation) {
+  const int64_t n = 4096;
+  const auto source = gaussian(n, 3);
+  auto got = source, want = source;
+  operation(table, got.data());
+  operation(kernels(Isa::kRef), want.data());
+  if (std::memcmp(got.data(), want.data(), sizeof(float) * static_cast<size_t>(n)) != 0) {
+    state.SkipWithError("differs from the reference");
+    return;
+  }
+  for (auto _ : state) {
+    std::memcpy(got.data(), source.data(), sizeof(float) * static_cast<size_t>(n));
+    operation(table, got.data());
+    benchmark::ClobberMemory();
+  }
+  state.counters["elements/s"] = rate(static_cast<double>(n));
+}
+
+void register_rows(const KernelTable& table, const std::string& suffix) {
+  static const auto gain = gaussian(4096, 4), matrix = gaussian(64 * 128, 5);
+  static std::vector<uint16_t> halves(4096, 0x3c01);
+  const std::pair<const char*, RowOperation> rows[] = {
+      {"copy", [](const KernelTable&, float*) {}},
+      {"f16_to_float",
+       [](const KernelTable& t, float* x) { t.f16_to_float(halves.data(), 4096, x); }},
+      {"dot", [](const KernelTable& t, float* x) { x[0] = t.dot(x, gain.data(), 4096); }},
+      {"rms_norm",
+       [](const KernelTable& t, float* x) { t.rms_norm(x, gain.data(), 1e-5f, 4096, x); }},
+      {"silu_gated", [](const KernelTable& t,
+                        float* x) { t.activate_gated(Activation::kSilu, gain.data(), 4096, x); }},
+      {"gelu", [](const KernelTable& t, float* x) { t.activate(Activation::kGelu, 4096, x); }},
+      {"softmax", [](const KernelTable& t, float* x) { t.softmax(4096, x); }},
+      {"fwht", [](const KernelTable& t, float* x) { t.fwht(12, 1.0f / 64, x); }},
+      {"axpy_rows_32x64x128",
+       [](const KernelTable& t, float* x) {
+         t.axpy_rows(matrix.data(), 64, 32, matrix.data(), 128, 64, 128, x, 128);
+       }},
+  };
+  for (const auto& [name, operation] : rows) {
+    benchmark::RegisterBenchmark((std::string("row/") + name + suffix).c_str(),
+                                 [&table, op = operation](auto& state) { row(state, table, op); });
+  }
+}
+
+void register_tiles(const KernelTable& table, const std::string& suffix) {
+  const int64_t shapes[][3] = {{1, 64, 1024},   {4, 64, 256},    {4, 64, 1024},   {16, 64, 1024},
+                               {64, 64, 128},   {64, 64, 1024},  {64, 48, 4096},  {256, 96, 512},
+                               {1, 8192, 4096}, {4, 8192, 4096}, {16, 8192, 4096}};
+  for (const auto& s : shapes) {
+    const std::string name = fmt::format("dot_tile/{}x{}x{}{}", s[0], s[1], s[2], suffix);
+    benchmark::RegisterBenchmark(name.c_str(), [&table, x = s[0], w = s[1], k = s[2]](auto& state) {
+      dot_tile(state, table, x, w, k);
+    });
+  }
+}
+
+void register_all() {
+  if (host_has(Isa::kAvx2)) benchmark::RegisterBenchmark("peak_fma/avx2", peak_fma_avx2);
+  if (host_has(Isa::kAvx512)) benchmark::RegisterBenchmark("peak_fma/avx512", peak_fma_avx512);
+  benchmark::RegisterBenchmark("read", read_bandwidth)->Arg(1 << 15)->Arg(1 << 19)->Arg(1 << 28);
+  for (Isa isa : {Isa::kAvx512, Isa::kAvx2}) {
+    if (!host_has(isa)) continue;
+    const std::string suffix = fmt::format("/{}", isa_name(isa));
+    register_tiles(kernels(isa), suffix);
+    register_rows(kernels(isa), suffix);
+  }
+}
+
+}  // namespace
+}  // namespace quern
+
+int main(int argc, char** argv) {
+  quern::register_all();
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}

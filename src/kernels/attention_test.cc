@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/attention.h"
+
+#include "base/float_types.h"
+#include "kernels/parity_testing.h"
+
+namespace quern {
+namespace {
+
+struct Problem {
+  int64_t n_q, n_ctx, d_head, stride;
+  std::vector<float> q, k, v;
+  std::vector<uint16_t> k_half, v_half;
+  std::vector<int64_t> first, last;
+  float soft_cap = 0;
+  DType dtype = DType::kF32;
+
+  Problem(int64_t n_q, int64_t n_ctx, int64_t d_head, uint64_t seed)
+      : n_q(n_q), n_ctx(n_ctx), d_head(d_head), stride(d_head + 3) {
+    Random random(seed);
+    const auto draw = [&random](std::vector<float>& x, int64_t n) {
+      x.resize(static_cast<size_t>(n));
+      for (float& value : x) value = static_cast<float>(random.gaussian());
+    };
+    draw(q, n_q * d_head);
+    draw(k, n_ctx * stride);
+    draw(v, n_ctx * stride);
+    for (auto [x, half] : {std::pair{&k, &k_half}, std::pair{&v, &v_half}}) {
+      for (float& value : *x) {  // exact in either type
+        half->push_back(float_to_f16(value));
+        value = f16_to_float(half->back());
+      }
+    }
+    for (int64_t i = 0; i < n_q; ++i) {  // causal, every third query with a window of 40
+      const int64_t end = n_ctx - n_q + i + 1;
+      last.push_back(std::max<int64_t>(end, 0));
+      first.push_back(i % 3 == 2 ? std::max<int64_t>(end - 40, 0) : 0);
+    }
+  }
+
+  AttendArgs args(float* out, float* lse = nullptr) const {
+    const bool half = dtype == DType::kF16;
+    AttendArgs a;
+    a.q = q.data();
+    a.ld_q = d_head;
+    a.n_q = n_q;
+    a.d_head = d_head;
+    a.k = {half ? static_cast<const void*>(k_half.data()) : k.data(), dtype, stride};
+    a.v = {half ? static_cast<const void*>(v_half.data()) : v.data(), dtype, stride};
+    a.n_ctx = n_ctx;
+    a.first = first.data();
+    a.last = last.data();
+    a.scale = 1 / std::sqrt(static_cast<float>(d_head));
+    a.soft_cap = soft_cap;
+    a.out = out;
+    a.ld_out = d_head;
+    a.lse = lse;
+    return a;
+  }
+};
+
+std::vector<float> attend_all(const Problem& p, const KernelTable& table = kernels()) {
+  std::vector<float> out(static_cast<size_t>(p.n_q * p.d_head), 77.0f);
+  attend(p.args(out.data()), table);
+  return out;
+}
+
+// The definition in double, and for each query a bound of the float kernel's error: a score is off
+// by at most `score_error` (d_head products of q and k, each rounded, and four more roundings); the
+// weights then by a factor e^(2 score_error) and the roundings of exp and of the sum over n; the
+// output by that share of sum |p v| and by one rounding per position.
+void expect_close(const Problem& p, const std::vector<float>& out, const std::vector<float>& lse) {
+  constexpr double kEps = 0x1p-24;
+  const double scale = 1 / std::sqrt(static_cast<double>(p.d_head));
+  for (int64_t i = 0; i < p.n_q; ++i) {
+    const int64_t first = p.first[i], n = p.last[i] - first;
+    std::vector<double> score(static_cast<size_t>(std::max<int64_t>(n, 0)));
+    double sum = 0, score_error = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      double dot = 0, size = 0;
+      for (int64_t c = 0; c < p.d_head; ++c) {
+        const double term =
+            static_cast<double>(p.q[i * p.d_head + c]) * p.k[(first + j) * p.stride + c];
+        dot += term;
+        size += std::fabs(term);
+      }
+      score[j] = dot * scale;
+      if (p.soft_cap != 0) score[j] = p.soft_cap * std::tanh(score[j] / p.soft_cap);
+      score_error =
+          std::max(score_error, size * scale * (static_cast<double>(p.d_head) / 16 + 8) * kEps);
+      sum += std::exp(score[j]);
+    }
+    const double relative = 2 * score_error + (static_cast<double>(n) * 1.1 + 40) * kEps;
+    for (int64_t c = 0; c < p.d_head; ++c) {
+      double exact = 0, size = 0;
+      for (int64_t j = 0; j < n; ++j) {
+        const double term = std::exp(score[j]) / sum * p.v[(first + j) * p.stride + c];
+        exact += term;
+        size += std::fabs(term);
+      }
+      ASSERT_NEAR(out[i * p.d_head + c], exact, relative * size) << "query " << i;
+    }
+    if (n > 0) {
+      ASSERT_NEAR(lse[i], std::log(sum), relative + std::fabs(std::log(sum)) * kEps * 4);
+    } else {
+      ASSERT_EQ(lse[i], -std::numeric_limits<float>::infinity());
+    }
+  }
+}
+
+TEST(Attention, MatchesTheDefinitionInDouble) {
+  uint64_t seed = 0;
+  for (int64_t d_head : {8, 64, 80, 96, 128}) {
+    for (int64_t n_q : {1, 3, 16, 33, 70}) {
+      for (int64_t n_ctx : {1, 63, 64, 65, 200}) {
+        Problem p(n_q, n_ctx, d_head, ++seed);
+        p.soft_cap = seed % 2 == 0 ? 3.0f : 0.0f;
+        std::vector<float> out(static_cast<size_t>(n_q * d_head)), lse(static_cast<size_t>(n_q));
+        attend(p.args(out.data(), lse.data()));
+        SCOPED_TRACE(fmt::format("d_head={} n_q={} n_ctx={}", d_head, n_q, n_ctx));
+        expect_close(p, out, lse);
+      }
+    }
+  }
+}
+
+TEST(Attention, AQueryAloneHasTheBitsOfAQueryInATile) {
+  for (int64_t n_ctx : {40, 129, 300, 5000}) {
+    const Problem p(37, n_ctx, 80, 5);
+    const std::vector<float> together = attend_all(p);
+    std::vector<float> alone(together.size());
+    for (int64_t i = 0; i < p.n_q; ++i) {
+      AttendArgs a = p.args(alone.data() + i * p.d_head);
+      a.q += i * p.d_head;
+      a.n_q = 1;
+      a.first += i;
+      a.last += i;
+      attend(a);
+    }
+    EXPECT_EQ(together, alone);
+  }
+}
+
+TEST(Attention, EveryIsaGivesTheSameBits) {
+  for (DType dtype : {DType::kF32, DType::kF16}) {
+    Problem p(18, 150, 72, 6);
+    p.dtype = dtype;
+    p.soft_cap = 20;
+    const std::vector<float> want = attend_all(p, kernels(Isa::kRef));
+    for (Isa isa : testing::fast_isas()) EXPECT_EQ(attend_all(p, kernels(isa)), want);
+  }
+}
+
+TEST(Attention, StoredHalvesGiveTheBitsOfTheirFloats) {
+  Problem p(21, 260, 64, 7);
+  const std::vector<float> want = attend_all(p);
+  p.dtype = DType::kF16;
+  EXPECT_EQ(attend_all(p), want);
+}
+
+TEST(Attention, WeightsAreTheSoftmaxOfWhatIsSeen) {
+  const Problem p(20, 90, 16, 8);
+  std::vector<float> out(static_cast<size_t>(p.n_q * p.d_head));
+  std::vector<float> weights(static_cast<size_t>(p.n_q * p.n_ctx), 5.0f);
+  AttendArgs a = p.args(out.data());
+  a.weights = weights.data();
+  a.ld_weights = p.n_ctx;
+  attend(a);
+  for (int64_t i = 0; i < p.n_q; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < p.n_ctx; ++j) {
+      const float weight = weights[i * p.n_ctx + j];
+      if (j < p.first[i] || j >= p.last[i]) {
+        EXPECT_EQ(weight, 0.0f);
+      }
+      sum += weight;
+    }
+    // Each of at most 90 weights is off by the roundings of exp (1.5), 1 / sum and the product.
+    EXPECT_NEAR(sum, 1, 8 * 0x1p-24);
+  }
+}
+
+TEST(Attention, AQueryThatSeesNothingGivesZeros) {
+  Problem p(3, 10, 8, 9);
+  p.first[1] = p.last[1] = 4;
+  std::vector<float> out(24, 1.0f), lse(3);
+  attend(p.args(out.data(), lse.data()));
+  for (int64_t c = 0; c < 8; ++c) EXPECT_EQ(out[8 + c], 0.0f);
+  EXPECT_EQ(lse[1], -std::numeric_limits<float>::infinity());
+  expect_close(p, out, lse);
+}
+
+}  // namespace
+}  // namespace quern
