@@ -51,7 +51,7 @@ FIXTURES = {
                      num_attention_heads=6, num_key_value_heads=2, head_dim=16, vocab_size=97,
                      rope_parameters=rope("llama3", factor=8.0, low_freq_factor=1.0,
                                           high_freq_factor=4.0,
-                                          original_max_position_embeddings=24)),
+                                          original_max_position_embeddings=32)),
                      dict(legacy=True)),
     "llama-linear": (tf.LlamaConfig, dict(intermediate_size=56, num_key_value_heads=4,
                      tie_word_embeddings=True, rope_parameters=rope("linear", factor=4.0)),

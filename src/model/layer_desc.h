@@ -25,6 +25,7 @@ struct NormDesc {
   double eps = 1e-5;
   double gain_offset = 0;  // 1 where checkpoints store gain - 1 (Gemma)
   bool has_bias = false;
+  bool operator==(const NormDesc&) const = default;
 };
 
 enum class PositionKind : uint8_t { kNone, kRope, kLearned };
@@ -38,6 +39,7 @@ struct RopeDesc {
   std::vector<double> inv_freq_long;  // [n_dims / 2], used when the context in use is longer
   int64_t original_context = 0;       // than this (longrope); empty elsewhere
   double magnitude = 1;
+  bool operator==(const RopeDesc&) const = default;
 };
 
 struct AttentionDesc {
@@ -51,6 +53,7 @@ struct AttentionDesc {
   bool o_bias = false;
   NormDesc qk_norm;  // per head, before RoPE; kNone if absent
   RopeDesc rope;
+  bool operator==(const AttentionDesc&) const = default;
 };
 
 struct MlpDesc {
@@ -64,14 +67,15 @@ struct MlpDesc {
   bool renormalise = false;    // top-k softmax weights divided by their sum
   int64_t d_ffn_shared = 0;    // 0: no shared expert
   bool shared_router = false;  // shared expert times sigmoid(shared_router x)
+  bool operator==(const MlpDesc&) const = default;
 };
 
 struct LayerDesc {
   AttentionDesc attention;
   MlpDesc mlp;
   NormDesc attn_norm, attn_post_norm, mlp_norm, mlp_post_norm;
-  bool parallel = false;        // attention and MLP both read the layer's input
-  bool post_norm_only = false;  // OPT-350m style: norm_a and norm_m come after the addition
+  bool parallel = false;  // attention and MLP both read the layer's input
+  bool operator==(const LayerDesc&) const = default;
 };
 
 struct ModelDesc {
@@ -90,6 +94,7 @@ struct ModelDesc {
   bool head_bias = false;
   std::vector<int32_t> eos;  // ids that end a text
   int32_t bos = -1;          // -1: none
+  bool operator==(const ModelDesc&) const = default;
 };
 
 }  // namespace quern

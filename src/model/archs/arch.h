@@ -18,14 +18,14 @@ namespace quern {
 // Where a weight lies: rows of a stored tensor, or of its transpose. Weight row i is stored row
 //   first + (i / block) * stride + i % block        (i in [0, rows))
 // which covers whole tensors (block = rows), fused [q; k; v] and gate/up stacks, and heads that
-// interleave q, k, v. `plane` picks the slice of a stored rank-3 tensor (stacked experts).
+// interleave q, k, v. Entries of biases and norms are found the same way in stored vectors.
 struct WeightSource {
   std::string tensor;
   int64_t first = 0;
   int64_t block = 0;  // 0: all rows, contiguous
   int64_t stride = 0;
-  bool transposed = false;  // stored as [n_in, n_out] (GPT-2)
-  int64_t plane = -1;
+  int64_t stored_rows = 0;  // rows of the stored tensor; 0: those of the weight
+  bool transposed = false;  // stored as [n_in, stored_rows] (GPT-2)
 };
 
 enum class Part : uint8_t { kWeight, kBias };
@@ -33,6 +33,8 @@ enum class Part : uint8_t { kWeight, kBias };
 struct Arch {
   std::string_view name;                            // "llama"; model_type in config.json
   std::span<const std::string_view> architectures;  // "LlamaForCausalLM", ...
+  // What checkpoints of the bare model, without its head, leave off the names of tensors.
+  std::string_view base_prefix;  // "model."
   // Every bound of the hyper-parameters is checked here.
   Result<ModelDesc> (*describe)(const Json& config);
   // The place of a weight or bias that the description says exists.
