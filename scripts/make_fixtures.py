@@ -4,8 +4,8 @@
 
 A developer's tool, needed only to add or change a fixture:
 
-    python3 -m venv /tmp/venv && /tmp/venv/bin/pip install torch transformers safetensors numpy
-    /tmp/venv/bin/python scripts/make_fixtures.py [NAME ...]
+    python3 -m venv venv && venv/bin/pip install torch transformers safetensors numpy
+    venv/bin/python scripts/make_fixtures.py [NAME ...]
 
 Each fixture is a Hugging Face directory (config.json, model.safetensors) with golden.json:
 {"ids": [...], "logits": [[...] per position]}, six decimals, computed in float32 with eager
@@ -121,7 +121,8 @@ def randomise(model, generator):
             gain = name.endswith("weight")
             p.data = draw * 0.3 + (1 if gain and not zero_centred else 0) if gain else draw * 0.2
             continue
-        embedding = any(part in name for part in ("embed", "wte", "wpe")) and "embed_out" not in name
+        embedding = any(part in name for part in ("embed_tokens", "embed_positions", "embed_in",
+                                                  "wte", "wpe"))
         n_in = p.shape[-2] if conv1d and not embedding else p.shape[-1]
         p.data = draw * (0.5 if embedding else 1 / math.sqrt(n_in))
 
@@ -170,7 +171,8 @@ def make(name, index):
     (directory / "golden.json").write_text(
         f'{{"ids": {json.dumps(ids[0].tolist())},\n"logits": [\n{rows}]}}\n')
     size = sum(file.stat().st_size for file in directory.iterdir())
-    print(f"{name:16} {size / 1024:7.1f} KiB  logits {logits.std():.2f} sd, {logits.abs().max():.2f} max")
+    print(f"{name:16} {size / 1024:7.1f} KiB, logits {logits.std():.2f} sd, "
+          f"{logits.abs().max():.2f} max")
 
 
 def main():

@@ -3,81 +3,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
 #include <numeric>
 #include <vector>
 
 #include "base/check.h"
+#include "model/reference_ops.h"
 
 namespace quern {
 namespace {
-
-template <class T>
-T activate(Activation activation, T x) {
-  constexpr T kSqrt2OverPi = std::numbers::sqrt2_v<T> * std::numbers::inv_sqrtpi_v<T>;
-  switch (activation) {
-    case Activation::kSilu:
-      return x / (1 + std::exp(-x));
-    case Activation::kGelu:
-      return x * (1 + std::erf(x / std::numbers::sqrt2_v<T>)) / 2;
-    case Activation::kGeluTanh:
-      return x * (1 + std::tanh(kSqrt2OverPi * (x + T(0.044715) * x * x * x))) / 2;
-    case Activation::kRelu:
-      return std::max(x, T(0));
-    case Activation::kRelu2:
-      return std::max(x, T(0)) * std::max(x, T(0));
-  }
-  return x;
-}
-
-template <class T>
-void soft_cap(double cap, T& x) {
-  if (cap != 0) x = T(cap) * std::tanh(x / T(cap));
-}
-
-// In place on the n values at x.
-template <class T>
-void softmax(T* x, int64_t n) {
-  const T max = *std::max_element(x, x + n);
-  T sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += x[i] = std::exp(x[i] - max);
-  for (int64_t i = 0; i < n; ++i) x[i] /= sum;
-}
-
-// Normalises each run of `n` values; `gain` and `bias` are [1, n], bias null if there is none.
-template <class T>
-void normalise(const NormDesc& norm, const Matrix<T>& gain, const Matrix<T>* bias, Matrix<T>& x) {
-  const int64_t n = gain.cols();
-  for (T* v = x.data(); v != x.data() + x.rows() * x.cols(); v += n) {
-    const T mean = norm.kind == NormKind::kLayer ? std::accumulate(v, v + n, T(0)) / T(n) : T(0);
-    T square = 0;
-    for (int64_t j = 0; j < n; ++j) square += (v[j] - mean) * (v[j] - mean);
-    const T scale = 1 / std::sqrt(square / T(n) + T(norm.eps));
-    for (int64_t j = 0; j < n; ++j) {
-      v[j] = (v[j] - mean) * scale * (gain(0, j) + T(norm.gain_offset));
-      if (bias != nullptr) v[j] += (*bias)(0, j);
-    }
-  }
-}
-
-template <class T>
-void add(const Matrix<T>& x, Matrix<T>& y) {
-  for (int64_t i = 0; i < y.rows() * y.cols(); ++i) y.data()[i] += x.data()[i];
-}
-
-// y = x W^T (+ b)
-template <class T>
-Matrix<T> linear(const Matrix<T>& x, const Matrix<T>& w, const Matrix<T>* bias) {
-  QUERN_CHECK(x.cols() == w.cols());
-  Matrix<T> y(x.rows(), w.rows());
-  for (int64_t i = 0; i < x.rows(); ++i) {
-    for (int64_t j = 0; j < w.rows(); ++j) {
-      y(i, j) = std::inner_product(x.row(i), x.row(i) + x.cols(), w.row(j), T(0));
-      if (bias != nullptr) y(i, j) += (*bias)(0, j);
-    }
-  }
-  return y;
-}
 
 template <class T>
 class Forward {
@@ -96,9 +29,10 @@ class Forward {
     call(hooks_.before_final_norm, h);
     norm(model_.final_norm, Role::kFinalNorm, h);
     const WeightId head{model_.tied_head ? Role::kEmbed : Role::kLmHead};
-    Matrix<T> logits = linear(h, weights_.get(head), bias(model_.head_bias, {Role::kLmHead}));
+    Matrix<T> logits =
+        reference::linear(h, weights_.get(head), bias(model_.head_bias, {Role::kLmHead}));
     for (int64_t i = 0; i < logits.rows() * logits.cols(); ++i) {
-      soft_cap(model_.logit_soft_cap, logits.data()[i]);
+      reference::soft_cap(model_.logit_soft_cap, logits.data()[i]);
     }
     return logits;
   }
@@ -116,11 +50,11 @@ class Forward {
   void norm(const NormDesc& norm, Role role, Matrix<T>& x) const {
     if (norm.kind == NormKind::kNone) return;
     const WeightId id{role, layer_};
-    normalise(norm, weights_.get(id), bias(norm.has_bias, id), x);
+    reference::normalise(norm, weights_.get(id), bias(norm.has_bias, id), x);
   }
 
   Matrix<T> project(const Matrix<T>& x, bool has_bias, const WeightId& id) const {
-    return linear(x, weights_.get(id), bias(has_bias, id));
+    return reference::linear(x, weights_.get(id), bias(has_bias, id));
   }
 
   Matrix<T> embed(std::span<const int32_t> ids) const {
@@ -144,13 +78,13 @@ class Forward {
     norm(layer.attn_norm, Role::kAttnNorm, x);
     Matrix<T> y = attention(layer.attention, x);
     norm(layer.attn_post_norm, Role::kAttnPostNorm, y);
-    if (!layer.parallel) add(y, h);
+    if (!layer.parallel) reference::add(y, h);
     x = h;
     norm(layer.mlp_norm, Role::kMlpNorm, x);
     Matrix<T> z = mlp(layer.mlp, x);
     norm(layer.mlp_post_norm, Role::kMlpPostNorm, z);
-    if (layer.parallel) add(y, h);
-    add(z, h);
+    if (layer.parallel) reference::add(y, h);
+    reference::add(z, h);
   }
 
   void rotate(const AttentionDesc& attention, Matrix<T>& x) const {
@@ -204,9 +138,9 @@ class Forward {
         const T* query = q.row(i) + at_q;
         T& score = scores[static_cast<size_t>(j)];
         score = T(attention.scale) * std::inner_product(query, query + d, k.row(j) + at_kv, T(0));
-        soft_cap(attention.soft_cap, score);
+        reference::soft_cap(attention.soft_cap, score);
       }
-      softmax(scores.data() + first, i + 1 - first);
+      reference::softmax(scores.data() + first, i + 1 - first);
       for (int64_t j = first; j <= i; ++j) {
         const T weight = scores[static_cast<size_t>(j)];
         for (int64_t c = 0; c < d; ++c) mixed(i, at_q + c) += weight * v(j, at_kv + c);
@@ -222,7 +156,8 @@ class Forward {
     Matrix<T> gated = mlp.gated ? project(x, has_bias, gate) : Matrix<T>();
     for (int64_t i = 0; i < middle.rows() * middle.cols(); ++i) {
       T& m = middle.data()[i];
-      m = mlp.gated ? activate(mlp.activation, gated.data()[i]) * m : activate(mlp.activation, m);
+      m = mlp.gated ? reference::activate(mlp.activation, gated.data()[i]) * m
+                    : reference::activate(mlp.activation, m);
     }
     call(hooks_.down_input, down, middle);
     return project(middle, has_bias, down);
@@ -264,7 +199,7 @@ class Forward {
     std::vector<int64_t> order(static_cast<size_t>(mlp.n_experts));
     for (int64_t i = 0; i < shares.rows(); ++i) {
       T* p = shares.row(i);
-      softmax(p, mlp.n_experts);
+      reference::softmax(p, mlp.n_experts);
       std::iota(order.begin(), order.end(), 0);
       std::stable_sort(order.begin(), order.end(),
                        [p](int64_t a, int64_t b) { return p[a] > p[b]; });
