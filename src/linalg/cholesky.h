@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// Factors of proxy Hessians, in double. Tiles have fixed sizes and fixed orders of summation and
+// are shared out among threads, so results do not depend on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "base/status.h"
+#include "tensor/matrix.h"
+
+namespace quern {
+
+// H = M D M^T with M unit upper triangular and D diagonal: what feedback solvers want when columns
+// are coded in ascending order. Reads the upper triangle of H [n, n] and writes M above the
+// diagonal, D on it and zeros below. Fails, leaving H destroyed, where pivot i is not above
+// 4 n 2^-52 H_ii (the rounding errors of a singular matrix), naming i.
+Status reverse_cholesky(MatrixView<double> h);
+
+// H += X^T X in the upper triangle (diagonal included; what lies below is not touched), X
+// [n_tokens, n]. Every 512 tokens are summed in float in the 16-lane order of kernels.h (a relative
+// error of 40 * 2^-24 of sum |x_i x_j| at most), these sums in double in ascending order.
+void accumulate_gram(MatrixView<const float> x, MatrixView<double> h);
+
+// Copies the upper triangle to the lower.
+void mirror_upper(MatrixView<double> h);
+
+}  // namespace quern
