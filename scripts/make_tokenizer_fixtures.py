@@ -313,8 +313,8 @@ def make_sentencepiece(name, **options):
     for text in all_texts():
         ids = processor.encode(text)
         # The unknown token is special, and special tokens are left out.
-        cases.append({"text": text, "plain_ids": ids,
-                      "decoded": processor.decode(ids).replace(" \u2047 ", "")})
+        known = [i for i in ids if i != processor.unk_id()]
+        cases.append({"text": text, "plain_ids": ids, "decoded": processor.decode(known)})
     lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases)
     (directory / "cases.json").write_text('{"cases":[\n' + lines + "\n]}\n")
 
