@@ -138,6 +138,27 @@ TEST(Kernels, EveryElementOfATileIsADot) {
   }
 }
 
+TEST(Kernels, TilesOfLongRowsAreDots) {
+  for (Isa isa : testing::fast_isas()) {
+    for (int64_t k : {1537, 2048, 2500, 4096}) {
+      for (int64_t n_x : {1, 7, 9, 64, 75, 140}) {
+        const int64_t n_w = 13;
+        const Case c{k, 1, Fill::kGaussian, static_cast<uint64_t>(k + n_x)};
+        Guarded<float> x = input(c, 1, n_x * k), w = input(c, 2, n_w * k),
+                       y = input(c, 3, n_x * n_w);
+        kernels(isa).dot_tile(x.data(), k, n_x, w.data(), k, n_w, k, y.data(), n_w);
+        ASSERT_TRUE(y.guards_hold());
+        for (int64_t i = 0; i < n_x; ++i) {
+          for (int64_t j = 0; j < n_w; ++j) {
+            const float want = kernels(isa).dot(x.data() + i * k, w.data() + j * k, k);
+            ASSERT_TRUE(same_bits(y[i * n_w + j], want)) << k << " " << n_x << " " << i << " " << j;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(Kernels, ElementwiseOperationsAgree) {
   for_each_case([](const KernelTable& table, const Case& c) {
     Guarded<float> x = input(c, 1), b = input(c, 2);
