@@ -10,8 +10,12 @@
 #include <string>
 #include <vector>
 
+#include "base/parallel.h"
 #include "base/random.h"
+#include "kernels/attention.h"
+#include "kernels/hadamard.h"
 #include "kernels/kernels.h"
+#include "linalg/cholesky.h"
 #include "tensor/matrix.h"
 
 namespace quern {
@@ -156,7 +160,65 @@ void register_tiles(const KernelTable& table, const std::string& suffix) {
   }
 }
 
+// ---- What is built on the table; CPU time of the calling thread, one thread.
+
+void attention(benchmark::State& state) {
+  const int64_t n_q = state.range(0), n_ctx = state.range(1), d_head = 128;
+  const auto q = gaussian(n_q * d_head, 1), source = gaussian(n_ctx * d_head, 2);
+  std::vector<uint16_t> rows(source.size());
+  kernels().float_to_f16(source.data(), n_ctx * d_head, rows.data());
+  std::vector<float> out(q.size());
+  std::vector<int64_t> last;
+  for (int64_t i = 0; i < n_q; ++i) last.push_back(n_q > 8 ? n_ctx - n_q + i + 1 : n_ctx);
+  AttendArgs args;
+  args.q = q.data();
+  args.ld_q = args.d_head = args.ld_out = d_head;
+  args.n_q = n_q;
+  args.k = args.v = {rows.data(), DType::kF16, d_head};
+  args.n_ctx = n_ctx;
+  args.last = last.data();
+  args.scale = 0.088f;
+  args.out = out.data();
+  for (auto _ : state) attend(args);
+  double pairs = 0;
+  for (int64_t n : last) pairs += static_cast<double>(n);
+  state.counters["FLOP/s"] = rate(4.0 * pairs * static_cast<double>(d_head));
+  state.counters["KV B/s"] = rate(4.0 * static_cast<double>(n_ctx * d_head));
+}
+
+template <class T>
+void hadamard_rows(benchmark::State& state) {
+  const auto plan = HadamardPlan::make(state.range(0));
+  Matrix<T> x(8, state.range(0));
+  x(0, 0) = 1;
+  for (auto _ : state) plan->apply_rows(x.view());
+  state.counters["elements/s"] = rate(static_cast<double>(8 * state.range(0)));
+}
+
+void gram(benchmark::State& state) {
+  const int64_t n = state.range(0), n_tokens = 2048;
+  const auto x = gaussian(n_tokens * n, 1);
+  Matrix<double> h(n, n);
+  for (auto _ : state) {
+    accumulate_gram(MatrixView<const float>(x.data(), n_tokens, n), h.view());
+  }
+  state.counters["FLOP/s"] = rate(static_cast<double>(n_tokens * n * n));
+}
+
+void cholesky(benchmark::State& state) {
+  const int64_t n = state.range(0);
+  const auto x = gaussian(2 * n * n, 1);
+  Matrix<double> h(n, n);
+  accumulate_gram(MatrixView<const float>(x.data(), 2 * n, n), h.view());
+  for (auto _ : state) {
+    Matrix<double> factor = h;
+    if (!reverse_cholesky(factor.view())) state.SkipWithError("not positive definite");
+  }
+  state.counters["FLOP/s"] = rate(static_cast<double>(n * n) * static_cast<double>(n) / 3);
+}
+
 void register_all() {
+  set_thread_count(1);
   if (host_has(Isa::kAvx2)) benchmark::RegisterBenchmark("peak_fma/avx2", peak_fma_avx2);
   if (host_has(Isa::kAvx512)) benchmark::RegisterBenchmark("peak_fma/avx512", peak_fma_avx512);
   benchmark::RegisterBenchmark("read", read_bandwidth)->Arg(1 << 15)->Arg(1 << 19)->Arg(1 << 28);
@@ -166,6 +228,19 @@ void register_all() {
     register_tiles(kernels(isa), suffix);
     register_rows(kernels(isa), suffix);
   }
+  benchmark::RegisterBenchmark("attend", attention)
+      ->ArgNames({"queries", "context"})
+      ->Args({1, 4096})
+      ->Args({8, 4096})
+      ->Args({8, 32768})
+      ->Args({512, 512})
+      ->Args({512, 4096});
+  for (int64_t n : {4096, 5120, 11008}) {
+    benchmark::RegisterBenchmark("hadamard/float", hadamard_rows<float>)->Arg(n);
+    benchmark::RegisterBenchmark("hadamard/double", hadamard_rows<double>)->Arg(n);
+  }
+  benchmark::RegisterBenchmark("gram", gram)->Arg(1024)->Arg(4096);
+  benchmark::RegisterBenchmark("reverse_cholesky", cholesky)->Arg(1024)->Arg(2048);
 }
 
 }  // namespace

@@ -17,9 +17,9 @@
 namespace quern {
 namespace {
 
-constexpr int64_t kBlock = 64;           // positions at once: 32 KiB of floats at d_head 128
-constexpr int64_t kTileScores = 131072;  // scores of a tile stay in half of a second cache
-constexpr int64_t kMaxTile = 32;
+constexpr int64_t kBlock = 64;                  // positions at once: 32 KiB of floats at d_head 128
+constexpr int64_t kTileScores = 131072;         // scores of a tile stay in half of a second cache
+constexpr int64_t kMinTile = 8, kMaxTile = 32;  // a group of heads meets its K and V once
 
 struct Range {
   int64_t begin, end;
@@ -50,7 +50,12 @@ FloatRows load_rows(const KvRows& rows, Range block, int64_t d_head, const Kerne
   QUERN_CHECK(rows.dtype == DType::kF16 || rows.dtype == DType::kBF16);
   const auto convert = rows.dtype == DType::kF16 ? table.f16_to_float : table.bf16_to_float;
   float* converted = Scratch::grown(scratch.rows, kBlock * d_head);
-  for (int64_t p = 0; p < block.end - block.begin; ++p) {
+  const int64_t n = block.end - block.begin;
+  if (rows.stride == d_head) {
+    convert(start, n * d_head, converted);
+    return {converted, d_head};
+  }
+  for (int64_t p = 0; p < n; ++p) {
     convert(start + p * rows.stride * 2, d_head, converted + p * d_head);
   }
   return {converted, d_head};
@@ -70,7 +75,8 @@ class Tile {
       if (seen.begin >= seen.end) continue;
       any_ = {std::min(any_.begin, seen.begin), std::max(any_.end, seen.end)};
     }
-    ld_ = round_up(std::max<int64_t>(any_.end - any_.begin, 1), int64_t{16});
+    // A line more than needed: rows a power of two apart would share a cache set.
+    ld_ = round_up(any_.end > any_.begin ? any_.end - any_.begin : 1, int64_t{16}) + 16;
     scores_ = Scratch::grown(scratch.scores, n * ld_);
   }
 
@@ -152,7 +158,7 @@ class Tile {
 void attend(const AttendArgs& args, const KernelTable& table) {
   thread_local Scratch scratch;
   const int64_t fitting = kTileScores / std::max<int64_t>(args.n_ctx, 1);
-  const int64_t tile = std::clamp<int64_t>(fitting / 4 * 4, 4, kMaxTile);
+  const int64_t tile = std::clamp<int64_t>(fitting / 4 * 4, kMinTile, kMaxTile);
   for (int64_t i = 0; i < args.n_q; i += tile) {
     Tile(args, table, i, std::min(tile, args.n_q - i), scratch).run();
   }

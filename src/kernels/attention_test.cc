@@ -156,6 +156,16 @@ TEST(Attention, StoredHalvesGiveTheBitsOfTheirFloats) {
   const std::vector<float> want = attend_all(p);
   p.dtype = DType::kF16;
   EXPECT_EQ(attend_all(p), want);
+  std::vector<uint16_t> packed;  // rows without gaps convert a block at a time
+  for (int64_t r = 0; r < p.n_ctx; ++r) {
+    packed.insert(packed.end(), p.k_half.begin() + r * p.stride,
+                  p.k_half.begin() + r * p.stride + p.d_head);
+  }
+  std::vector<float> out(want.size());
+  AttendArgs a = p.args(out.data());
+  a.k = {packed.data(), DType::kF16, p.d_head};
+  attend(a);
+  EXPECT_EQ(out, want);
 }
 
 TEST(Attention, WeightsAreTheSoftmaxOfWhatIsSeen) {

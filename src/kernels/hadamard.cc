@@ -75,7 +75,12 @@ struct HadamardAxis {
   int64_t width, stride;              // of the rows of x
 
   void butterflies(T* x, int64_t count) const {
-    for (int64_t h = 1; h < count; h *= 2) {
+    int64_t h = 1;
+    if (width == 1 && stride == 1 && count >= 8) {
+      for (int64_t i = 0; i < count; i += 8) butterflies_of_8(x + i);
+      h = 8;
+    }
+    for (; h < count; h *= 2) {
       for (int64_t start = 0; start < count; start += 2 * h) {
         if (stride == width) {
           butterfly(x + start * stride, x + (start + h) * stride, h * width);
@@ -88,16 +93,32 @@ struct HadamardAxis {
     }
   }
 
+  // h = 1, 2, 4 in registers.
+  static void butterflies_of_8(T* x) {
+    T v[8];
+    for (int i = 0; i < 8; i += 2) {
+      v[i] = x[i] + x[i + 1];
+      v[i + 1] = x[i] - x[i + 1];
+    }
+    T u[8];
+    for (int i = 0; i < 8; i += 4) {
+      for (int j = i; j < i + 2; ++j) {
+        u[j] = v[j] + v[j + 2];
+        u[j + 2] = v[j] - v[j + 2];
+      }
+    }
+    for (int j = 0; j < 4; ++j) {
+      x[j] = u[j] + u[j + 4];
+      x[j + 4] = u[j] - u[j + 4];
+    }
+  }
+
   static void butterfly(T* __restrict a, T* __restrict b, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
       const T sum = a[i] + b[i];
       b[i] = a[i] - b[i];
       a[i] = sum;
     }
-  }
-
-  static void accumulate(T sign, const T* __restrict from, T* __restrict to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = to[i] + sign * from[i];
   }
 
   void apply(T* x) const {
@@ -110,25 +131,37 @@ struct HadamardAxis {
     if (plan.k_ > 1) mix(x, inner);
   }
 
+  // x <- (Had_K (x) I) x.
   void mix(T* x, int64_t inner) const {
     AlignedVector<T> source(static_cast<size_t>(plan.n_ * width));
-    for (int64_t r = 0; r < plan.n_; ++r) {
+    for (int64_t r = 0; r < plan.n_; ++r)
       std::copy_n(x + r * stride, width, source.data() + r * width);
-      std::fill_n(x + r * stride, width, T{0});
-    }
+    const bool is_dense = stride == width;  // then the inner rows are one
+    const int64_t n_parts = is_dense ? 1 : inner, part = is_dense ? inner * width : width;
     for (int64_t i = 0; i < plan.k_; ++i) {
-      for (int64_t j = 0; j < plan.k_; ++j) {
-        const T sign = static_cast<T>(factors[static_cast<size_t>(i * plan.k_ + j)]);
-        const T* from = source.data() + j * inner * width;
-        T* to = x + i * inner * stride;
-        if (stride == width) {
-          accumulate(sign, from, to, inner * width);
-        } else {
-          for (int64_t r = 0; r < inner; ++r) {
-            accumulate(sign, from + r * width, to + r * stride, width);
-          }
-        }
+      for (int64_t r = 0; r < n_parts; ++r) {
+        sum_rows(factors.data() + i * plan.k_, source.data() + r * part, inner * width, part,
+                 x + (i * inner + r) * stride);
       }
+    }
+  }
+
+  // to[c] = sum_j sign[j] from[j * ld + c] for c < n, eight columns in registers at a time.
+  void sum_rows(const float* sign, const T* from, int64_t ld, int64_t n, T* to) const {
+    constexpr int kBlock = 8;
+    int64_t c = 0;
+    for (; c + kBlock <= n; c += kBlock) {
+      T sum[kBlock] = {};
+      for (int64_t j = 0; j < plan.k_; ++j) {
+        const T s = static_cast<T>(sign[j]);
+        for (int l = 0; l < kBlock; ++l) sum[l] = sum[l] + s * from[j * ld + c + l];
+      }
+      std::copy_n(sum, kBlock, to + c);
+    }
+    for (; c < n; ++c) {
+      T sum = 0;
+      for (int64_t j = 0; j < plan.k_; ++j) sum = sum + static_cast<T>(sign[j]) * from[j * ld + c];
+      to[c] = sum;
     }
   }
 
