@@ -127,6 +127,8 @@ class Model:
             if bias:
                 self.add(f"{at}{name}_proj.bias", n * self.head_dim)
         self.add(f"{at}o_proj.weight", self.hidden, self.heads * self.head_dim)
+        if bias and self.arch == "llama":
+            self.add(f"{at}o_proj.bias", self.hidden)
         if qk_norm:
             self.add(f"{at}q_norm.weight", self.head_dim)
             self.add(f"{at}k_norm.weight", self.head_dim)
