@@ -55,8 +55,8 @@ std::string two_shards(const char* name) {
   put(path + "/config.json", R"({"model_type":"llama"})");
   put_tensors(path + "/one.safetensors", {"a", "b"});
   put_tensors(path + "/two.safetensors", {"c"});
-  put(path + kIndex,
-      R"({"metadata":{"total_size":1},"weight_map":{"a":"one.safetensors","b":"one.safetensors","c":"two.safetensors"}})");
+  put(path + kIndex, R"({"metadata":{"total_size":1},"weight_map":)"
+                     R"({"a":"one.safetensors","b":"one.safetensors","c":"two.safetensors"}})");
   return path;
 }
 

@@ -65,9 +65,9 @@ TEST(Json, DepthIsLimitedTo64) {
 }
 
 TEST(Json, GettersSayWhatIsWrong) {
-  const Json object = *parse_json(
-      R"({"i":7,"neg":-7,"big":18446744073709551615,"huge":1e30,"f":2.0,"s":"x","b":true,"n":null})",
-      "t");
+  const Json object = *parse_json(R"({"i":7,"neg":-7,"big":18446744073709551615,"huge":1e30,)"
+                                  R"("f":2.0,"s":"x","b":true,"n":null})",
+                                  "t");
   EXPECT_EQ(*json_int(object, "i", 0, 7), 7);
   EXPECT_EQ(*json_int(object, "neg", -10, 0), -7);
   EXPECT_FALSE(json_int(object, "neg", 0, 10));
