@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "codecs/codec.h"
+
+namespace quern {
+
+#define QUERN_CODEC(name) extern const CodecInfo name##_codec_info;
+#include "codecs/list.inc"
+#undef QUERN_CODEC
+
+size_t PlaneSpec::n_bytes() const {
+  return static_cast<size_t>(*element_count(shape)) * static_cast<size_t>(dtype_bits(dtype)) / 8;
+}
+
+std::span<const CodecInfo> codecs() {
+  static const CodecInfo rows[] = {
+#define QUERN_CODEC(name) name##_codec_info,
+#include "codecs/list.inc"
+#undef QUERN_CODEC
+  };
+  return rows;
+}
+
+Result<std::unique_ptr<Codec>> make_codec(const spec::Call& call) {
+  std::string names;
+  for (const CodecInfo& info : codecs()) {
+    if (info.name == call.name) {
+      QUERN_ASSIGN(const spec::Params params, spec::Params::bind(call, info.params));
+      return info.make(params);
+    }
+    names += names.empty() ? "" : ", ";
+    names += info.name;
+  }
+  return usage_error("no codec '{}'; the codecs are {}", call.name, names);
+}
+
+Result<std::unique_ptr<Codec>> make_codec(std::string_view text) {
+  QUERN_ASSIGN(const spec::Call call, spec::parse_call(text));
+  return make_codec(call);
+}
+
+Result<CodedMatrix> CodedMatrix::create(const Codec& codec, int64_t n_out, int64_t n_in) {
+  CodedMatrix matrix;
+  matrix.n_out_ = n_out;
+  matrix.n_in_ = n_in;
+  QUERN_ASSIGN(matrix.specs_, codec.planes(n_out, n_in));
+  for (const PlaneSpec& plane : matrix.specs_) matrix.planes_.emplace_back(plane.n_bytes());
+  return matrix;
+}
+
+CodesView CodedMatrix::view() const {
+  CodesView codes{n_out_, n_in_, {}};
+  for (const auto& plane : planes_) codes.planes.push_back(plane.data());
+  return codes;
+}
+
+MutableCodes CodedMatrix::mutable_view() {
+  MutableCodes codes{n_out_, n_in_, {}};
+  for (auto& plane : planes_) codes.planes.push_back(plane.data());
+  return codes;
+}
+
+size_t CodedMatrix::n_bytes() const {
+  size_t total = 0;
+  for (const PlaneSpec& plane : specs_) total += plane.n_bytes();
+  return total;
+}
+
+}  // namespace quern

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// A codec turns blocks of numbers into codes and back. It knows matrices of floats, never models,
+// files, threads or Hessians.
+//
+// A coded matrix is a set of planes: plain byte arrays whose names, types and shapes follow from
+// the codec's parameters and the matrix's size alone, so that a file can be checked before it is
+// used and every byte is counted. Rows are independent: a solver may code them from many threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "spec/params.h"
+#include "tensor/dtype.h"
+#include "tensor/matrix.h"
+#include "tensor/shape.h"
+
+namespace quern {
+
+struct PlaneSpec {
+  std::string name;  // suffix of the tensor's name: "codes", "scales"
+  DType dtype = DType::kU8;
+  Shape shape;
+  size_t n_bytes() const;
+  bool operator==(const PlaneSpec&) const = default;
+};
+
+// Pointers to the planes of one matrix, in the order of Codec::planes().
+struct CodesView {
+  int64_t n_out = 0, n_in = 0;
+  std::vector<const std::byte*> planes;
+};
+struct MutableCodes {
+  int64_t n_out = 0, n_in = 0;
+  std::vector<std::byte*> planes;
+  operator CodesView() const {  // NOLINT: a view of const is always safe
+    return {n_out, n_in, {planes.begin(), planes.end()}};
+  }
+};
+
+// What a codec promises on a unit Gaussian source, and who says so.
+struct Claim {
+  double bits = 0;  // code bits per weight, side info excluded
+  double mse = 0;   // per weight; 0: none claimed
+  std::string_view source;
+};
+
+class Codec {
+ public:
+  virtual ~Codec() = default;
+
+  // Canonical text: "int(4, group=64)".
+  virtual std::string spec() const = 0;
+  virtual Claim claim() const = 0;
+
+  // Columns coded together, and columns that share side info (a multiple of block_cols, at most
+  // n_in; the last group of a row may be shorter).
+  virtual int64_t block_cols() const = 0;
+  virtual int64_t group_cols(int64_t n_in) const = 0;
+
+  // The planes of a matrix, or why this size cannot be coded.
+  virtual Result<std::vector<PlaneSpec>> planes(int64_t n_out, int64_t n_in) const = 0;
+
+  // Chooses the side info of rows [row, row + w.rows) and columns [col, col + w.cols), one group.
+  // `weight` holds one importance per column, or nothing.
+  virtual void fit(MatrixView<const float> w, std::span<const float> weight, int64_t row,
+                   int64_t col, const MutableCodes& codes) const = 0;
+  // Codes the columns [col, col + w.cols), whole blocks, of rows [row, row + w.rows), under the
+  // side info chosen before, and writes what they decode to.
+  virtual void encode(MatrixView<const float> w, int64_t row, int64_t col,
+                      const MutableCodes& codes, MatrixView<float> w_hat) const = 0;
+  // dst[n_rows, n_in]: the values of rows [row, row + n_rows). Exact: the same bits from every
+  // implementation. Any byte pattern in the planes is safe.
+  virtual void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const = 0;
+};
+
+struct CodecInfo {
+  uint32_t id;  // never reused
+  std::string_view name;
+  spec::ParamSpecs params;
+  std::string_view summary;
+  Result<std::unique_ptr<Codec>> (*make)(const spec::Params& params);
+  std::span<const std::string_view> examples;  // specs that tests and benches walk
+};
+
+std::span<const CodecInfo> codecs();  // the rows of list.inc
+Result<std::unique_ptr<Codec>> make_codec(const spec::Call& call);
+Result<std::unique_ptr<Codec>> make_codec(std::string_view text);
+
+// Owner of one coded matrix.
+class CodedMatrix {
+ public:
+  static Result<CodedMatrix> create(const Codec& codec, int64_t n_out, int64_t n_in);
+  int64_t n_out() const { return n_out_; }
+  int64_t n_in() const { return n_in_; }
+  const std::vector<PlaneSpec>& specs() const { return specs_; }
+  std::span<const std::byte> plane(size_t i) const { return planes_[i]; }
+  CodesView view() const;
+  MutableCodes mutable_view();
+  size_t n_bytes() const;
+
+ private:
+  int64_t n_out_ = 0, n_in_ = 0;
+  std::vector<PlaneSpec> specs_;
+  std::vector<AlignedVector<std::byte>> planes_;
+};
+
+}  // namespace quern

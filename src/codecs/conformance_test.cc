@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every codec of the registry must do, over every example it names and sizes that break
+// vectors, groups and bytes.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "base/random.h"
+#include "codecs/codec.h"
+
+namespace quern {
+namespace {
+
+struct Coded {
+  CodedMatrix codes;
+  Matrix<float> w_hat;  // as encode reported it
+};
+
+Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t seed) {
+  Matrix<float> w(rows, cols);
+  Random random(seed);
+  for (int64_t i = 0; i < rows * cols; ++i) w.data()[i] = static_cast<float>(random.gaussian());
+  return w;
+}
+
+Coded encode(const Codec& codec, const Matrix<float>& w) {
+  Coded coded{*CodedMatrix::create(codec, w.rows(), w.cols()), Matrix<float>(w.rows(), w.cols())};
+  const int64_t group = codec.group_cols(w.cols());
+  for (int64_t col = 0; col < w.cols(); col += group) {
+    const int64_t width = std::min(group, w.cols() - col);
+    const auto part = w.view().col_range(col, width);
+    codec.fit(part, {}, 0, col, coded.codes.mutable_view());
+    codec.encode(part, 0, col, coded.codes.mutable_view(),
+                 coded.w_hat.view().col_range(col, width));
+  }
+  return coded;
+}
+
+Matrix<float> decode(const Codec& codec, const CodedMatrix& codes) {
+  Matrix<float> w(codes.n_out(), codes.n_in());
+  codec.decode(codes.view(), 0, codes.n_out(), w.data());
+  return w;
+}
+
+double mse(const Matrix<float>& a, const Matrix<float>& b) {
+  double sum = 0;
+  for (int64_t i = 0; i < a.rows() * a.cols(); ++i) {
+    sum += std::pow(static_cast<double>(a.data()[i]) - b.data()[i], 2);
+  }
+  return sum / static_cast<double>(a.rows() * a.cols());
+}
+
+template <class Body>
+void for_each_example(const Body& body) {
+  for (const CodecInfo& info : codecs()) {
+    EXPECT_FALSE(info.examples.empty()) << info.name;
+    for (const std::string_view text : info.examples) {
+      SCOPED_TRACE(text);
+      const auto codec = make_codec(text);
+      ASSERT_TRUE(codec) << codec.error().message;
+      body(**codec);
+    }
+  }
+}
+
+constexpr int64_t kWidths[] = {1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 128, 257};
+
+TEST(Conformance, IdsAndNamesAreUnique) {
+  for (const CodecInfo& a : codecs()) {
+    for (const CodecInfo& b : codecs()) {
+      if (&a == &b) continue;
+      EXPECT_NE(a.id, b.id);
+      EXPECT_NE(a.name, b.name);
+    }
+  }
+}
+
+TEST(Conformance, SpecParsesBackToTheSameCodec) {
+  for_each_example([](const Codec& codec) {
+    const auto again = make_codec(codec.spec());
+    ASSERT_TRUE(again);
+    EXPECT_EQ((*again)->spec(), codec.spec());
+    EXPECT_EQ(*(*again)->planes(48, 96), *codec.planes(48, 96));
+  });
+}
+
+TEST(Conformance, DecodeGivesWhatEncodeReported) {
+  for_each_example([](const Codec& codec) {
+    for (const int64_t width : kWidths) {
+      if (!codec.planes(5, width)) continue;
+      const Coded coded = encode(codec, gaussian(5, width, 1));
+      EXPECT_EQ(decode(codec, coded.codes), coded.w_hat) << width;
+    }
+  });
+}
+
+TEST(Conformance, RowsDecodeAloneAsTogether) {
+  for_each_example([](const Codec& codec) {
+    const Matrix<float> w = gaussian(9, 257, 2);
+    if (!codec.planes(w.rows(), w.cols())) return;
+    const Coded coded = encode(codec, w);
+    const Matrix<float> all = decode(codec, coded.codes);
+    for (int64_t row = 0; row < w.rows(); ++row) {
+      Matrix<float> one(1, w.cols());
+      codec.decode(coded.codes.view(), row, 1, one.data());
+      EXPECT_EQ(0, std::memcmp(one.data(), all.row(row), sizeof(float) * 257)) << row;
+    }
+  });
+}
+
+// Coding what was decoded again may refit the scale; it must lose no more than rounding.
+TEST(Conformance, CodingAgainCostsNoMoreThanCodingOnce) {
+  for_each_example([](const Codec& codec) {
+    const Matrix<float> w = gaussian(8, 256, 3);
+    const Matrix<float> once = decode(codec, encode(codec, w).codes);
+    const Matrix<float> twice = decode(codec, encode(codec, once).codes);
+    EXPECT_LE(mse(once, twice), mse(w, once));
+  });
+}
+
+TEST(Conformance, AnyBytesDecodeWithoutHarm) {
+  for_each_example([](const Codec& codec) {
+    Random random(4);
+    for (const int64_t width : kWidths) {
+      if (!codec.planes(3, width)) continue;
+      CodedMatrix codes = *CodedMatrix::create(codec, 3, width);
+      for (size_t p = 0; p < codes.specs().size(); ++p) {
+        for (size_t i = 0; i < codes.specs()[p].n_bytes(); ++i) {
+          codes.mutable_view().planes[p][i] = static_cast<std::byte>(random.next());
+        }
+      }
+      std::vector<float> guarded(static_cast<size_t>(3 * width + 2), 123.0f);
+      codec.decode(codes.view(), 0, 3, guarded.data() + 1);
+      EXPECT_EQ(guarded.front(), 123.0f);
+      EXPECT_EQ(guarded.back(), 123.0f);
+    }
+  });
+}
+
+TEST(Conformance, ExtremeWeightsAreCodedToFiniteNumbers) {
+  for_each_example([](const Codec& codec) {
+    Matrix<float> w = gaussian(6, 256, 5);
+    for (int64_t j = 0; j < w.cols(); ++j) {
+      w(0, j) = 0;
+      w(1, j) *= 1e-20f;
+      w(2, j) *= 1e10f;
+      w(3, j) = 1;
+    }
+    w(4, 17) = 1e30f;
+    const Matrix<float> decoded = decode(codec, encode(codec, w).codes);
+    for (int64_t j = 0; j < w.cols(); ++j) {
+      EXPECT_EQ(decoded(0, j), 0) << "zeros stay zero";
+      for (int64_t i = 1; i < w.rows(); ++i) EXPECT_TRUE(std::isfinite(decoded(i, j)));
+    }
+  });
+}
+
+TEST(Conformance, ClaimedErrorHolds) {
+  for_each_example([](const Codec& codec) {
+    if (codec.claim().mse == 0) return;
+    const Matrix<float> w = gaussian(64, 2048, 6);
+    EXPECT_LE(mse(w, decode(codec, encode(codec, w).codes)), 1.02 * codec.claim().mse);
+  });
+}
+
+}  // namespace
+}  // namespace quern
