@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// rtn: every block to its nearest codeword, group by group; the baseline of every comparison. A
+// Hessian, when there is one, only weighs the reported loss.
+#include <algorithm>
+
+#include "base/parallel.h"
+#include "solvers/solver.h"
+
+namespace quern {
+namespace {
+
+using spec::ParamKind;
+
+constexpr spec::ParamSpec kParams[] = {
+    {"codec", ParamKind::kCall, "", 0, 0, {}, "what to code with"},
+};
+
+constexpr int64_t kRowTile = 32;
+
+class Rtn final : public Solver {
+ public:
+  Rtn(std::string text, std::unique_ptr<Codec> codec)
+      : spec_(std::move(text)), codec_(std::move(codec)) {}
+
+  std::string spec() const override { return spec_; }
+  const Codec& codec() const override { return *codec_; }
+  bool needs_hessian() const override { return false; }
+  size_t scratch_bytes(int64_t n_out, int64_t n_in) const override {
+    return static_cast<size_t>(n_out * n_in) * sizeof(float);
+  }
+
+  Result<SolveReport> solve(const SolveInput& input, CodedMatrix& out) const override {
+    const MatrixView<const float> w = input.w;
+    const int64_t group = codec_->group_cols(w.cols);
+    const MutableCodes codes = out.mutable_view();
+    Matrix<float> error(w.rows, w.cols);  // first W_hat, then W - W_hat
+    parallel_for(w.rows, kRowTile, [&](int64_t begin, int64_t end) {
+      const int64_t n = end - begin;
+      for (int64_t col = 0; col < w.cols; col += group) {
+        const int64_t width = std::min(group, w.cols - col);
+        const auto part = w.row_range(begin, n).col_range(col, width);
+        codec_->fit(part, {}, begin, col, codes);
+        codec_->encode(part, begin, col, codes,
+                       error.view().row_range(begin, n).col_range(col, width));
+      }
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t j = 0; j < w.cols; ++j) error(i, j) = w(i, j) - error(i, j);
+      }
+    });
+    SolveReport report;
+    report.loss = quadratic_form(error.view(), input.hessian);
+    report.energy = quadratic_form(w, input.hessian);
+    return report;
+  }
+
+ private:
+  std::string spec_;
+  std::unique_ptr<Codec> codec_;
+};
+
+}  // namespace
+
+extern const SolverInfo rtn_solver_info;
+const SolverInfo rtn_solver_info = {
+    .name = "rtn",
+    .params = kParams,
+    .summary = "round each block to its nearest codeword",
+    .make = [](const spec::Params& params) -> Result<std::unique_ptr<Solver>> {
+      QUERN_ASSIGN(auto codec, make_codec(params.call("codec")));
+      spec::Call canonical = params.canonical();
+      QUERN_ASSIGN(canonical.args[0].value.call[0], spec::parse_call(codec->spec()));
+      return std::make_unique<Rtn>(print(canonical), std::move(codec));
+    },
+};
+
+}  // namespace quern

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "solvers/solver.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/checked.h"
+#include "base/parallel.h"
+#include "kernels/kernels.h"
+
+namespace quern {
+
+#define QUERN_SOLVER(name) extern const SolverInfo name##_solver_info;
+#include "solvers/list.inc"
+#undef QUERN_SOLVER
+
+std::span<const SolverInfo> solvers() {
+  static const SolverInfo rows[] = {
+#define QUERN_SOLVER(name) name##_solver_info,
+#include "solvers/list.inc"
+#undef QUERN_SOLVER
+  };
+  return rows;
+}
+
+const SolverInfo* find_solver(std::string_view name) {
+  for (const SolverInfo& info : solvers()) {
+    if (info.name == name) return &info;
+  }
+  return nullptr;
+}
+
+Result<std::unique_ptr<Solver>> make_solver(const spec::Call& call) {
+  const SolverInfo* info = find_solver(call.name);
+  if (info == nullptr) {
+    std::string names;
+    for (const SolverInfo& row : solvers()) names += fmt::format(" {}", row.name);
+    return usage_error("no solver '{}'; the solvers are{}", call.name, names);
+  }
+  QUERN_ASSIGN(const spec::Params params, spec::Params::bind(call, info->params));
+  return info->make(params);
+}
+
+namespace {
+
+constexpr int64_t kRowTile = 64;  // rows of A per piece of work
+constexpr int64_t kColTile = 64;  // rows of H converted at a time
+
+// Sum over rows [first, first + n) of a_i^T H a_i.
+double form_of_rows(MatrixView<const float> a, MatrixView<const double> h, int64_t first,
+                    int64_t n) {
+  double sum = 0;
+  if (h.data == nullptr) {
+    for (int64_t i = first; i < first + n; ++i) {
+      for (int64_t j = 0; j < a.cols; ++j) sum += static_cast<double>(a(i, j)) * a(i, j);
+    }
+    return sum;
+  }
+  AlignedVector<float> h_rows(static_cast<size_t>(kColTile * a.cols));
+  AlignedVector<float> product(static_cast<size_t>(n * kColTile));
+  for (int64_t c = 0; c < a.cols; c += kColTile) {
+    const int64_t width = std::min(kColTile, a.cols - c);
+    for (int64_t r = 0; r < width; ++r) {
+      std::transform(h.row(c + r), h.row(c + r) + a.cols, h_rows.data() + r * a.cols,
+                     [](double value) { return static_cast<float>(value); });
+    }
+    kernels().dot_tile(a.row(first), a.stride, n, h_rows.data(), a.cols, width, a.cols,
+                       product.data(), width);
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t r = 0; r < width; ++r) {
+        sum +=
+            static_cast<double>(product[static_cast<size_t>(i * width + r)]) * a(first + i, c + r);
+      }
+    }
+  }
+  return sum;
+}
+
+}  // namespace
+
+double quadratic_form(MatrixView<const float> a, MatrixView<const double> h) {
+  std::vector<double> parts(static_cast<size_t>(ceil_div(a.rows, kRowTile)));
+  parallel_for(a.rows, kRowTile, [&](int64_t begin, int64_t end) {
+    parts[static_cast<size_t>(begin / kRowTile)] = form_of_rows(a, h, begin, end - begin);
+  });
+  double sum = 0;
+  for (const double part : parts) sum += part;
+  return sum;
+}
+
+}  // namespace quern

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// A solver chooses the codes of one matrix to make tr(E H E^T) small, E = W - W_hat. It knows
+// codecs by their interface only; one that lacks what the solver needs is declined with a reason.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+#include "codecs/codec.h"
+#include "spec/params.h"
+#include "tensor/matrix.h"
+
+namespace quern {
+
+struct SolveInput {
+  MatrixView<const float> w;         // [n_out, n_in]
+  MatrixView<const double> hessian;  // H = X^T X / N [n_in, n_in]; empty: identity
+};
+
+// What happened, for the stage's report. Numerical trouble is counted here, never silent.
+struct SolveReport {
+  double loss = 0;         // tr(E H E^T)
+  double energy = 0;       // tr(W H W^T)
+  double damping = 0;      // lambda / mean(diag H), as used
+  int damping_raises = 0;  // times the factorisation failed and damping grew
+  std::string fallback;    // what was done instead, and why; empty: nothing
+  double relative() const { return energy > 0 ? loss / energy : 0; }
+};
+
+class Solver {
+ public:
+  virtual ~Solver() = default;
+  virtual std::string spec() const = 0;
+  virtual const Codec& codec() const = 0;
+  virtual bool needs_hessian() const = 0;
+  // Bytes of scratch beyond input and output for one matrix.
+  virtual size_t scratch_bytes(int64_t n_out, int64_t n_in) const = 0;
+  virtual Result<SolveReport> solve(const SolveInput& input, CodedMatrix& out) const = 0;
+};
+
+struct SolverInfo {
+  std::string_view name;
+  spec::ParamSpecs params;  // the first is the codec
+  std::string_view summary;
+  Result<std::unique_ptr<Solver>> (*make)(const spec::Params& params);
+};
+
+std::span<const SolverInfo> solvers();  // the rows of list.inc
+const SolverInfo* find_solver(std::string_view name);
+Result<std::unique_ptr<Solver>> make_solver(const spec::Call& call);
+
+// tr(A H A^T); H empty: the squared Frobenius norm. Fixed order of summation, parallel.
+double quadratic_form(MatrixView<const float> a, MatrixView<const double> h);
+
+}  // namespace quern

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every solver must do, and what makes ldlq the solver of its name.
+#include "solvers/solver.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "base/parallel.h"
+#include "base/random.h"
+
+namespace quern {
+namespace {
+
+Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t seed) {
+  Matrix<float> w(rows, cols);
+  Random random(seed);
+  for (int64_t i = 0; i < rows * cols; ++i) w.data()[i] = static_cast<float>(random.gaussian());
+  return w;
+}
+
+// X^T X / N of correlated inputs whose channels differ in size by up to a factor of 30.
+Matrix<double> hessian(int64_t n, int64_t n_tokens, uint64_t seed) {
+  Random random(seed);
+  Matrix<double> x(n_tokens, n);
+  for (int64_t t = 0; t < n_tokens; ++t) {
+    double shared = random.gaussian();
+    for (int64_t j = 0; j < n; ++j) {
+      shared = 0.9 * shared + 0.4 * random.gaussian();
+      x(t, j) = shared * std::pow(30.0, static_cast<double>(j % 7) / 6.0);
+    }
+  }
+  Matrix<double> h(n, n);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0;
+      for (int64_t t = 0; t < n_tokens; ++t) sum += x(t, i) * x(t, j);
+      h(i, j) = sum / static_cast<double>(n_tokens);
+    }
+  }
+  return h;
+}
+
+struct Solved {
+  Matrix<float> w_hat;
+  SolveReport report;
+};
+
+Solved solve(const std::string& text, const Matrix<float>& w, MatrixView<const double> h) {
+  const auto call = spec::parse_call(text);
+  EXPECT_TRUE(call);
+  const auto solver = make_solver(*call);
+  EXPECT_TRUE(solver) << (solver ? "" : solver.error().message);
+  CodedMatrix codes = *CodedMatrix::create((*solver)->codec(), w.rows(), w.cols());
+  auto report = (*solver)->solve({w.view(), h}, codes);
+  EXPECT_TRUE(report) << (report ? "" : report.error().message);
+  Solved solved{Matrix<float>(w.rows(), w.cols()), report ? *report : SolveReport()};
+  (*solver)->codec().decode(codes.view(), 0, w.rows(), solved.w_hat.data());
+  return solved;
+}
+
+double loss(const Matrix<float>& w, const Matrix<float>& w_hat, MatrixView<const double> h) {
+  double sum = 0;
+  for (int64_t r = 0; r < w.rows(); ++r) {
+    for (int64_t i = 0; i < w.cols(); ++i) {
+      for (int64_t j = 0; j < w.cols(); ++j) {
+        sum += (static_cast<double>(w(r, i)) - w_hat(r, i)) * h(i, j) *
+               (static_cast<double>(w(r, j)) - w_hat(r, j));
+      }
+    }
+  }
+  return sum;
+}
+
+const char* const kSolvers[] = {
+    "rtn(int(4, group=64))",
+    "ldlq(int(4, group=64))",
+    "ldlq(int(3, group=32), order=act)",
+    "ldlq(int(2, group=48, clip=search), groups=static)",
+    "ldlq(int(3, group=0))",
+};
+
+TEST(Solvers, ReportedLossIsTheQuadraticForm) {
+  const Matrix<float> w = gaussian(9, 130, 1);
+  const Matrix<double> h = hessian(130, 400, 2);
+  for (const char* text : kSolvers) {
+    const Solved solved = solve(text, w, h.view());
+    const double expected = loss(w, solved.w_hat, h.view());
+    // Float products of 130 terms, summed in double.
+    EXPECT_NEAR(solved.report.loss, expected, 1e-4 * expected) << text;
+    EXPECT_GT(solved.report.energy, solved.report.loss) << text;
+  }
+}
+
+TEST(Solvers, FeedbackEqualsRoundingAtIdentity) {
+  const Matrix<float> w = gaussian(17, 96, 3);
+  Matrix<double> identity(96, 96);
+  for (int64_t i = 0; i < 96; ++i) identity(i, i) = 1;
+  const auto rtn = solve("rtn(int(3, group=32))", w, {});
+  for (const char* text : {"ldlq(int(3, group=32))", "ldlq(int(3, group=32), order=act)",
+                           "ldlq(int(3, group=32), groups=static)"}) {
+    EXPECT_EQ(solve(text, w, identity.view()).w_hat, rtn.w_hat) << text;
+  }
+}
+
+TEST(Solvers, FeedbackBeatsRoundingOnCorrelatedInputs) {
+  const Matrix<float> w = gaussian(32, 128, 4);
+  const Matrix<double> h = hessian(128, 1000, 5);
+  for (const char* codec : {"int(2, group=64)", "int(3, group=64)", "int(4, group=64)"}) {
+    const double rtn = solve(fmt::format("rtn({})", codec), w, h.view()).report.loss;
+    const double ldlq = solve(fmt::format("ldlq({})", codec), w, h.view()).report.loss;
+    const double act = solve(fmt::format("ldlq({}, order=act)", codec), w, h.view()).report.loss;
+    EXPECT_LT(ldlq, 0.7 * rtn) << codec;
+    EXPECT_LT(act, 0.7 * rtn) << codec;
+  }
+}
+
+// GPTQ as published: upper Cholesky factor of the inverse, rank-one updates, in double.
+Matrix<float> gptq(const Matrix<float>& w, const Matrix<double>& h, double damping,
+                   const Codec& codec) {
+  const int64_t n = w.cols();
+  double mean = 0;
+  for (int64_t i = 0; i < n; ++i) mean += h(i, i) / static_cast<double>(n);
+  // Inverse by Gauss-Jordan, then U with U^T U = H^-1 by the textbook recursion.
+  Matrix<double> a = h, inverse(n, n), u(n, n);
+  for (int64_t i = 0; i < n; ++i) {
+    a(i, i) += damping * mean;
+    inverse(i, i) = 1;
+  }
+  for (int64_t p = 0; p < n; ++p) {
+    const double pivot = a(p, p);
+    for (int64_t j = 0; j < n; ++j) {
+      a(p, j) /= pivot;
+      inverse(p, j) /= pivot;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      if (i == p) continue;
+      const double factor = a(i, p);
+      for (int64_t j = 0; j < n; ++j) {
+        a(i, j) -= factor * a(p, j);
+        inverse(i, j) -= factor * inverse(p, j);
+      }
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = i; j < n; ++j) {
+      double sum = inverse(i, j);
+      for (int64_t k = 0; k < i; ++k) sum -= u(k, i) * u(k, j);
+      u(i, j) = j == i ? std::sqrt(sum) : sum / u(i, i);
+    }
+  }
+  CodedMatrix codes = *CodedMatrix::create(codec, w.rows(), n);
+  Matrix<float> current = w, w_hat(w.rows(), n);
+  Matrix<double> exact(w.rows(), n);
+  for (int64_t i = 0; i < w.rows() * n; ++i) exact.data()[i] = w.data()[i];
+  const int64_t group = codec.group_cols(n);
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t i = 0; i < w.rows() * n; ++i) {
+      current.data()[i] = static_cast<float>(exact.data()[i]);
+    }
+    if (j % group == 0) {
+      codec.fit(current.view().col_range(j, std::min(group, n - j)), {}, 0, j,
+                codes.mutable_view());
+    }
+    codec.encode(current.view().col_range(j, 1), 0, j, codes.mutable_view(),
+                 w_hat.view().col_range(j, 1));
+    for (int64_t i = 0; i < w.rows(); ++i) {
+      const double e = (exact(i, j) - w_hat(i, j)) / u(j, j);
+      for (int64_t c = j; c < n; ++c) exact(i, c) -= e * u(j, c);
+    }
+  }
+  return w_hat;
+}
+
+TEST(Ldlq, EqualsGptqCodeForCode) {
+  const Matrix<float> w = gaussian(12, 100, 6);
+  const Matrix<double> h = hessian(100, 600, 7);
+  for (const char* text : {"int(4, group=32)", "int(3, group=0)", "int(3, group=100)",
+                           "int(4, group=80, sym=false)"}) {
+    const auto codec = *make_codec(text);
+    const Matrix<float> expected = gptq(w, h, 0.01, *codec);
+    const Matrix<float> got = solve(fmt::format("ldlq({})", text), w, h.view()).w_hat;
+    int different = 0;
+    for (int64_t i = 0; i < 12 * 100; ++i) different += expected.data()[i] != got.data()[i] ? 1 : 0;
+    // Float feedback may round a tie the other way; after one, that row goes its own way.
+    EXPECT_LE(different, 12) << text;
+  }
+}
+
+TEST(Ldlq, ActOrderDoesNotDependOnTheOrderOfInputs) {
+  const int64_t n = 64;
+  const Matrix<float> w = gaussian(8, n, 8);
+  const Matrix<double> h = hessian(n, 300, 9);
+  Matrix<float> w_reversed(8, n);
+  Matrix<double> h_reversed(n, n);
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t i = 0; i < 8; ++i) w_reversed(i, j) = w(i, n - 1 - j);
+    for (int64_t i = 0; i < n; ++i) h_reversed(i, j) = h(n - 1 - i, n - 1 - j);
+  }
+  const Solved a = solve("ldlq(int(3, group=0), order=act)", w, h.view());
+  const Solved b = solve("ldlq(int(3, group=0), order=act)", w_reversed, h_reversed.view());
+  int different = 0;
+  for (int64_t i = 0; i < 8; ++i) {
+    for (int64_t j = 0; j < n; ++j) different += a.w_hat(i, j) != b.w_hat(i, n - 1 - j) ? 1 : 0;
+  }
+  EXPECT_LE(different, 4);
+}
+
+TEST(Solvers, SurviveSingularAndEmptyHessians) {
+  const Matrix<float> w = gaussian(6, 64, 10);
+  const Matrix<double> low_rank = hessian(64, 5, 11);
+  Matrix<double> zero(64, 64), dead = hessian(64, 300, 12);
+  for (int64_t j = 0; j < 64; ++j) dead(3, j) = dead(j, 3) = 0;
+  for (const char* text : kSolvers) {
+    for (const Matrix<double>* h :
+         std::initializer_list<const Matrix<double>*>{&low_rank, &zero, &dead}) {
+      const Solved solved = solve(text, w, h->view());
+      for (int64_t i = 0; i < 6 * 64; ++i) ASSERT_TRUE(std::isfinite(solved.w_hat.data()[i]));
+    }
+    solve(text, w, {});
+  }
+  const Solved plain = solve("ldlq(int(4, group=64))", w, zero.view());
+  EXPECT_FALSE(plain.report.fallback.empty()) << "never silent";
+  EXPECT_EQ(plain.w_hat, solve("rtn(int(4, group=64))", w, {}).w_hat);
+}
+
+TEST(Ldlq, RaisedDampingIsReportedAndNaNIsAnError) {
+  const Matrix<float> w = gaussian(3, 32, 13);
+  Matrix<double> indefinite = hessian(32, 100, 14);
+  for (int64_t i = 0; i < 32; ++i) indefinite(i, (i + 1) % 32) = indefinite((i + 1) % 32, i) = 50;
+  EXPECT_GT(solve("ldlq(int(4, group=32))", w, indefinite.view()).report.damping_raises, 0);
+  Matrix<double> broken = hessian(32, 100, 15);
+  broken(4, 7) = std::numeric_limits<double>::quiet_NaN();
+  const auto solver = *make_solver(*spec::parse_call("ldlq(int(4, group=32))"));
+  CodedMatrix codes = *CodedMatrix::create(solver->codec(), 3, 32);
+  EXPECT_FALSE(solver->solve({w.view(), broken.view()}, codes));
+}
+
+TEST(Solvers, SameBytesForAnyThreadCount) {
+  const Matrix<float> w = gaussian(150, 200, 16);
+  const Matrix<double> h = hessian(200, 300, 17);
+  for (const char* text : kSolvers) {
+    set_thread_count(1);
+    const Solved one = solve(text, w, h.view());
+    set_thread_count(3);
+    const Solved three = solve(text, w, h.view());
+    EXPECT_EQ(one.w_hat, three.w_hat) << text;
+    EXPECT_EQ(one.report.loss, three.report.loss) << text;
+  }
+  set_thread_count(0);
+}
+
+TEST(Solvers, WrongCallsAreRefusedWithTheChoices) {
+  const auto unknown = make_solver(*spec::parse_call("gptq(int(4))"));
+  ASSERT_FALSE(unknown);
+  EXPECT_NE(unknown.error().message.find("ldlq"), std::string::npos);
+  EXPECT_FALSE(make_solver(*spec::parse_call("ldlq(int(4), order=act, groups=dynamic)")));
+  EXPECT_FALSE(make_solver(*spec::parse_call("rtn(float(4))")));
+}
+
+}  // namespace
+}  // namespace quern
