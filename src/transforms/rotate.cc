@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// rotate: random Hadamard rotations of the model's sites (QuaRot, arXiv 2404.00456), which spread
+// outliers over all channels and leave the function of the network unchanged.
+//
+//   residual  x <- (s o x) H / sqrt(d): q, k, v, gate, up read it, o and down write it. RMSNorm
+//             commutes with it once its gain is folded into its readers. The embedding and the
+//             head keep their own basis: two online transforms of d_model values a token, at both
+//             ends of the model, cost less than untying them would (one more [n_vocab, d_model]).
+//   value     within each KV head: v writes it, o reads it. Nothing online.
+//   heads     across the heads of o's input, online: Had_heads (x) I on top of `value`.
+//   qk        query and key after RoPE, online; scores are unchanged. Only a quantized KV cache
+//             gains from it, so it is not in the default.
+//   ffn       input of down, online.
+//
+// kind=rht draws random signs before each Hadamard (one vector per site, the same in all layers);
+// kind=hadamard does without.
+#include <bit>
+
+#include "base/check.h"
+#include "transforms/transform.h"
+
+namespace quern {
+namespace {
+
+using spec::ParamKind;
+
+constexpr spec::ParamSpec kParams[] = {
+    {"kind", ParamKind::kChoice, "rht", 0, 0, "rht|hadamard", "with random signs or without"},
+    {"sites", ParamKind::kSet, "residual+value+heads+ffn", 0, 0, "residual|value|heads|qk|ffn",
+     "where to rotate"},
+};
+
+constexpr int64_t kSmallestBlock = 8;  // below this a block transform spreads nothing
+
+class Rotate final : public Transform {
+ public:
+  explicit Rotate(const spec::Params& params)
+      : spec_(print(params.canonical())),
+        is_random_(params.word("kind") == "rht"),
+        params_(params) {}
+
+  std::string spec() const override { return spec_; }
+
+  Status plan(const ModelDesc& model, uint64_t seed, BasisChange& basis,
+              std::vector<std::string>& notes) const override {
+    const size_t before = notes.size();
+    int asked = 0, done = 0;
+    for (int i = 0; i < kSites; ++i) {
+      const auto site = static_cast<Site>(i);
+      if (!params_.has("sites", site_name(site))) continue;
+      ++asked;
+      std::string reason = obstacle(model, site);
+      if (reason.empty()) reason = add(model, site, seed, basis, notes);
+      if (reason.empty()) {
+        ++done;
+      } else {
+        notes.push_back(
+            fmt::format("rotate: site {} is left as it is: {}", site_name(site), reason));
+      }
+    }
+    if (done == 0) {
+      return error("rotate: none of the {} sites can be rotated: {}", asked,
+                   notes.size() > before ? notes.back() : "");
+    }
+    return {};
+  }
+
+ private:
+  // Why a site of this model cannot be rotated; empty if it can.
+  static std::string obstacle(const ModelDesc& model, Site site) {
+    for (const LayerDesc& layer : model.layers) {
+      const AttentionDesc& attention = layer.attention;
+      const AttentionDesc& first = model.layers[0].attention;
+      if (attention.d_head != first.d_head || attention.n_heads != first.n_heads ||
+          layer.mlp.d_ffn != model.layers[0].mlp.d_ffn) {
+        return "layers differ in size";
+      }
+      if (site != Site::kResidual) continue;
+      if (layer.attn_norm.kind != NormKind::kRms || layer.mlp_norm.kind != NormKind::kRms) {
+        return "its LayerNorm does not commute with a rotation (it would have to become an RMSNorm "
+               "first)";
+      }
+      if (layer.attn_post_norm.kind != NormKind::kNone ||
+          layer.mlp_post_norm.kind != NormKind::kNone) {
+        return "the gain of a norm after attention or MLP stands between the writer and the stream";
+      }
+    }
+    return {};
+  }
+
+  std::string add(const ModelDesc& model, Site site, uint64_t seed, BasisChange& basis,
+                  std::vector<std::string>& notes) const {
+    const AttentionDesc& attention = model.layers[0].attention;
+    Chain& chain = basis.at(site);
+    if (site == Site::kHeads) {
+      auto op = make_head_axis(attention.n_heads, attention.d_head);
+      if (!op) return op.error().message;
+      chain.add(std::move(*op));
+      return {};
+    }
+    const int64_t size = site == Site::kResidual ? model.d_model
+                         : site == Site::kFfn    ? model.layers[0].mlp.d_ffn
+                                                 : attention.d_head;
+    auto op = make_hadamard(size);
+    if (!op) {
+      const auto block = static_cast<int64_t>(1) << std::countr_zero(static_cast<uint64_t>(size));
+      if (block < kSmallestBlock) return op.error().message;
+      notes.push_back(fmt::format("rotate: site {}: {}; rotated in blocks of {} instead",
+                                  site_name(site), op.error().message, block));
+      op = make_hadamard(block);
+      QUERN_CHECK(op.has_value());
+    }
+    if (is_random_) chain.add(make_signs(size, seed, static_cast<uint64_t>(site)));
+    chain.add(std::move(*op));
+    return {};
+  }
+
+  std::string spec_;
+  bool is_random_;
+  spec::Params params_;
+};
+
+}  // namespace
+
+extern const TransformInfo rotate_transform_info;
+const TransformInfo rotate_transform_info = {
+    .name = "rotate",
+    .params = kParams,
+    .summary = "random Hadamard rotation of the model's sites (QuaRot)",
+    .make = [](const spec::Params& params) -> Result<std::unique_ptr<Transform>> {
+      return std::make_unique<Rotate>(params);
+    },
+};
+
+}  // namespace quern
