@@ -213,6 +213,9 @@ Result<WeightStore> WeightStore::open(std::shared_ptr<const Checkpoint> checkpoi
   if (!model) return tl::unexpected<Error>(in_context(std::move(model).error(), path));
   std::error_code failure;
   store.is_in_order_ = std::filesystem::is_directory(path, failure);
+  auto packed = Packed::from_config(checkpoint->config());
+  if (!packed) return tl::unexpected<Error>(in_context(std::move(packed).error(), path));
+  store.packed_ = *std::move(packed);
   store.checkpoint_ = std::move(checkpoint);
   store.arch_ = *arch;
   store.model_ = *std::move(model);
@@ -238,8 +241,46 @@ const TensorInfo* WeightStore::find(const WeightSource& source) const {
   return checkpoint_->find(name.substr(arch_->base_prefix.size()));
 }
 
-Status WeightStore::check(const WeightId& id, Part part) const {
+const PackedTensor* WeightStore::coded(const WeightId& id) const {
+  if (packed_.empty()) return nullptr;
+  const auto found = packed_.tensors.find(stored_name(id));
+  return found == packed_.tensors.end() ? nullptr : &found->second;
+}
+
+std::string WeightStore::stored_name(const WeightId& id, Part part) const {
   const WeightSource source = arch_->locate(model_, id, part);
+  if (is_whole(source, row_count(weight_shape(model_, id)))) return source.tensor;
+  std::string_view stem = source.tensor, suffix;
+  for (const std::string_view known : {std::string_view(".weight"), std::string_view(".bias")}) {
+    if (stem.ends_with(known)) {
+      stem.remove_suffix(known.size());
+      suffix = known;
+    }
+  }
+  const std::string expert = id.expert >= 0 ? fmt::format(".{}", id.expert) : "";
+  return fmt::format("{}{}.{}{}", stem, expert, role_name(id.role), suffix);
+}
+
+// A model that quern wrote keeps a weight that was cut out of a shared tensor under its own name.
+WeightSource WeightStore::locate(const WeightId& id, Part part) const {
+  const WeightSource source = arch_->locate(model_, id, part);
+  if (packed_.empty() || find(source) != nullptr) return source;
+  WeightSource own;
+  own.tensor = stored_name(id, part);
+  return own;
+}
+
+Status WeightStore::check(const WeightId& id, Part part) const {
+  if (const PackedTensor* codes = part == Part::kWeight ? coded(id) : nullptr) {
+    const Shape expected = weight_shape(model_, id);
+    if (Shape{codes->n_out, codes->n_in} != expected) {
+      return error("{}: coded as [{}, {}], expected {} as config.json implies", stored_name(id),
+                   codes->n_out, codes->n_in, to_string(expected));
+    }
+    QUERN_TRY(find_codes(*checkpoint_, stored_name(id), *codes));
+    return {};
+  }
+  const WeightSource source = locate(id, part);
   const TensorInfo* tensor = find(source);
   const Shape expected = stored_shape(part_shape(model_, id, part), source);
   if (tensor == nullptr) {
@@ -259,13 +300,13 @@ Status WeightStore::check(const WeightId& id, Part part) const {
 
 const TensorInfo& WeightStore::stored(const WeightId& id, Part part) const {
   QUERN_CHECK(exists(id, part));
-  return *find(arch_->locate(model_, id, part));
+  return *find(locate(id, part));
 }
 
 const TensorInfo* WeightStore::direct(const WeightId& id, Part part) const {
   QUERN_CHECK(exists(id, part));
   if (!is_in_order_) return nullptr;
-  const WeightSource source = arch_->locate(model_, id, part);
+  const WeightSource source = locate(id, part);
   return is_whole(source, row_count(weight_shape(model_, id))) ? find(source) : nullptr;
 }
 
@@ -277,7 +318,7 @@ Result<Matrix<float>> WeightStore::load(const WeightId& id, Part part) const {
     QUERN_TRY(load_rows(id, 0, shape[0], weight.data()));
     return weight;
   }
-  const WeightSource source = arch_->locate(model_, id, part);
+  const WeightSource source = locate(id, part);
   const TensorInfo& tensor = *find(source);
   Matrix<float> all(1, tensor.shape[0]);
   QUERN_TRY(checkpoint_->read_rows(tensor, 0, 1, all.data()));
@@ -290,7 +331,7 @@ Status WeightStore::load_rows(const WeightId& id, int64_t first, int64_t n, floa
   QUERN_CHECK(exists(id));
   const Shape shape = weight_shape(model_, id);
   QUERN_CHECK(shape.size() == 2 && first >= 0 && n >= 0 && n <= shape[0] - first);
-  const WeightSource source = arch_->locate(model_, id, Part::kWeight);
+  const WeightSource source = locate(id, Part::kWeight);
   const TensorInfo& tensor = *find(source);
   if (source.transposed) return gather_columns(tensor, source, first, {dst, n, shape[1]});
   for (int64_t i = first; i < first + n;) {

@@ -14,6 +14,7 @@
 #include "formats/checkpoint.h"
 #include "model/archs/arch.h"
 #include "model/layer_desc.h"
+#include "model/packed.h"
 #include "model/roles.h"
 #include "tensor/matrix.h"
 
@@ -47,6 +48,14 @@ class WeightStore {
   }
   Shape shape(const WeightId& id) const { return weight_shape(model_, id); }
 
+  // Codes and basis of a model that quern wrote; empty for any other.
+  const Packed& packed() const { return packed_; }
+  // The weight's entry among the coded ones; null if it is stored densely.
+  const PackedTensor* coded(const WeightId& id) const;
+  // The weight's name in a model that quern writes: the stored tensor's where the weight is all of
+  // it, else one of its own.
+  std::string stored_name(const WeightId& id, Part part = Part::kWeight) const;
+
   // The whole weight, [n_out, n_in]; vectors and biases are one row.
   Result<Matrix<float>> load(const WeightId& id, Part part = Part::kWeight) const;
   // Rows [first, first + n) of a matrix: dst[n, n_in].
@@ -61,6 +70,7 @@ class WeightStore {
  private:
   WeightStore() = default;
   const TensorInfo* find(const WeightSource& source) const;
+  WeightSource locate(const WeightId& id, Part part) const;
   Status check(const WeightId& id, Part part) const;
   Status gather_columns(const TensorInfo& tensor, const WeightSource& source, int64_t first,
                         MatrixView<float> dst) const;
@@ -68,6 +78,7 @@ class WeightStore {
   std::shared_ptr<const Checkpoint> checkpoint_;
   const Arch* arch_ = nullptr;
   ModelDesc model_;
+  Packed packed_;
   std::vector<WeightId> ids_;
   int64_t n_parameters_ = 0;
   bool is_in_order_ = false;  // a directory of safetensors: bytes lie as read_rows gives them

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/forward.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <numeric>
+
+#include "base/check.h"
+#include "base/parallel.h"
+#include "kernels/attention.h"
+#include "kernels/kernels.h"
+
+namespace quern {
+namespace {
+
+// Rows per piece of an elementwise pass: about 8K values.
+int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 8192 / std::max<int64_t>(1, cols)); }
+
+template <class Body>
+void for_rows(MatrixView<float> x, const Body& body) {
+  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
+void apply_chain(const Chain& chain, MatrixView<float> x) {
+  if (chain.empty()) return;
+  for_rows(x, [&](int64_t i) { chain.apply(x.row(i), x.cols); });
+}
+
+void add_rows(MatrixView<const float> src, MatrixView<float> dst) {
+  for_rows(dst, [&](int64_t i) { kernels().add(src.row(i), dst.cols, dst.row(i)); });
+}
+
+// cos and sin of every row's position: [n_rows, n_dims / 2] each.
+struct RopeTable {
+  Matrix<float> cosine, sine;
+};
+
+RopeTable make_rope(const RopeDesc& rope, std::span<const SequenceRows> sequences, int64_t n_rows) {
+  const int64_t half = rope.n_dims / 2;
+  RopeTable table{Matrix<float>(n_rows, half), Matrix<float>(n_rows, half)};
+  int64_t row = 0;
+  for (const SequenceRows& sequence : sequences) {
+    const bool is_long = !rope.inv_freq_long.empty() && sequence.context > rope.original_context;
+    const std::vector<double>& inv_freq = is_long ? rope.inv_freq_long : rope.inv_freq;
+    for (int64_t i = 0; i < sequence.n_rows; ++i, ++row) {
+      for (int64_t j = 0; j < half; ++j) {
+        const double angle =
+            static_cast<double>(sequence.position + i) * inv_freq[static_cast<size_t>(j)];
+        table.cosine(row, j) = static_cast<float>(rope.magnitude * std::cos(angle));
+        table.sine(row, j) = static_cast<float>(rope.magnitude * std::sin(angle));
+      }
+    }
+  }
+  return table;
+}
+
+class LayerRun {
+ public:
+  LayerRun(const LayerContext& context, const LayerWeights& weights,
+           std::span<const SequenceRows> sequences, LayerTap* tap)
+      : basis_(*context.basis),
+        desc_(context.model->layers[static_cast<size_t>(context.layer)]),
+        weights_(weights),
+        sequences_(sequences),
+        tap_(tap) {}
+
+  bool run(MatrixView<float> h) {
+    Matrix<float> x(h.rows, h.cols), out(h.rows, h.cols);
+    apply_norm(desc_.attn_norm, weights_.attn_norm, h, x.view());
+    if (!attention(x.view(), out.view())) return false;
+    if (desc_.parallel) {
+      apply_norm(desc_.mlp_norm, weights_.mlp_norm, h, x.view());
+      add_rows(out.view(), h);
+    } else {
+      apply_norm(desc_.attn_post_norm, weights_.attn_post_norm, out.view(), out.view());
+      add_rows(out.view(), h);
+      apply_norm(desc_.mlp_norm, weights_.mlp_norm, h, x.view());
+    }
+    if (!mlp(x.view(), out.view())) return false;
+    apply_norm(desc_.mlp_post_norm, weights_.mlp_post_norm, out.view(), out.view());
+    add_rows(out.view(), h);
+    return true;
+  }
+
+ private:
+  bool show(Role role, int expert, MatrixView<const float> x) {
+    return tap_ == nullptr || tap_->input(role, expert, x);
+  }
+
+  bool attention(MatrixView<const float> x, MatrixView<float> out) {
+    const AttentionDesc& a = desc_.attention;
+    if (!show(Role::kQ, -1, x)) return false;
+    Matrix<float> q(x.rows, a.n_heads * a.d_head), k(x.rows, a.n_kv_heads * a.d_head),
+        v(x.rows, a.n_kv_heads * a.d_head), z(x.rows, a.n_heads * a.d_head);
+    linear(weights_.q, x, q.view());
+    linear(weights_.k, x, k.view());
+    linear(weights_.v, x, v.view());
+    place_heads(q.view(), k.view(), v.view());
+    attend_all(q.view(), z.view());
+    apply_chain(basis_.at(Site::kHeads), z.view());
+    if (!show(Role::kO, -1, z.view())) return false;
+    linear(weights_.o, z.view(), out);
+    return true;
+  }
+
+  // Norms, turns and rotates the heads of q and k; stores k and v.
+  void place_heads(MatrixView<float> q, MatrixView<float> k, MatrixView<const float> v) {
+    const AttentionDesc& a = desc_.attention;
+    RopeTable rope;
+    if (a.rope.n_dims > 0) rope = make_rope(a.rope, sequences_, q.rows);
+    const auto prepare = [&](MatrixView<float> x, int64_t i, const NormWeight& norm) {
+      for (int64_t h = 0; h < x.cols / a.d_head; ++h) {
+        float* head = x.row(i) + h * a.d_head;
+        const MatrixView<float> one(head, 1, a.d_head);
+        apply_norm(a.qk_norm, norm, one, one);
+        if (a.rope.n_dims > 0) {
+          kernels().rope(rope.cosine.row(i), rope.sine.row(i), a.rope.n_dims, head);
+        }
+        basis_.at(Site::kQk).apply(head, a.d_head);
+      }
+    };
+    for_rows(q, [&](int64_t i) {
+      prepare(q, i, weights_.q_norm);
+      prepare(k, i, weights_.k_norm);
+    });
+    int64_t row = 0;
+    for (const SequenceRows& sequence : sequences_) {
+      for (int64_t i = 0; i < sequence.n_rows; ++i, ++row) {
+        sequence.kv->put(sequence.position + i, k.row(row), v.row(row));
+      }
+    }
+  }
+
+  void attend_all(MatrixView<const float> q, MatrixView<float> z) {
+    const AttentionDesc& a = desc_.attention;
+    constexpr int64_t kQueries = 32;  // rows of one head that share a pass over keys and values
+    const int64_t per_kv = a.n_heads / a.n_kv_heads;
+    int64_t first_row = 0;
+    for (const SequenceRows& sequence : sequences_) {
+      const int64_t tiles = (sequence.n_rows + kQueries - 1) / kQueries;
+      parallel_for(tiles * a.n_heads, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t piece = begin; piece < end; ++piece) {
+          const int64_t head = piece % a.n_heads;
+          const int64_t tile = piece / a.n_heads * kQueries;
+          std::array<int64_t, kQueries> first{}, last{};
+          AttendArgs args;
+          args.n_q = std::min(kQueries, sequence.n_rows - tile);
+          for (int64_t i = 0; i < args.n_q; ++i) {
+            const int64_t position = sequence.position + tile + i;
+            last[static_cast<size_t>(i)] = position + 1;
+            first[static_cast<size_t>(i)] =
+                a.window > 0 ? std::max<int64_t>(0, position + 1 - a.window) : 0;
+          }
+          args.first = first.data();
+          args.last = last.data();
+          args.q = q.row(first_row + tile) + head * a.d_head;
+          args.ld_q = q.stride;
+          args.out = z.row(first_row + tile) + head * a.d_head;
+          args.ld_out = z.stride;
+          args.d_head = a.d_head;
+          args.k = {sequence.kv->keys(head / per_kv), sequence.kv->dtype(), a.d_head};
+          args.v = {sequence.kv->values(head / per_kv), sequence.kv->dtype(), a.d_head};
+          args.n_ctx = sequence.position + sequence.n_rows;
+          args.scale = static_cast<float>(a.scale);
+          args.soft_cap = static_cast<float>(a.soft_cap);
+          attend(args);
+        }
+      });
+      first_row += sequence.n_rows;
+    }
+  }
+
+  bool mlp(MatrixView<const float> x, MatrixView<float> out) {
+    if (desc_.mlp.n_experts == 0) return expert(weights_.experts[0], -1, Role::kGate, x, out);
+    return mixture(x, out);
+  }
+
+  // out <- down( act(gate x) * (up x) )
+  bool expert(const ExpertWeights& weights, int index, Role gate_role, MatrixView<const float> x,
+              MatrixView<float> out) {
+    const bool is_shared = gate_role == Role::kSharedGate;
+    if (!show(gate_role, index, x)) return false;
+    Matrix<float> u(x.rows, weights.up.n_out);
+    linear(weights.up, x, u.view());
+    if (desc_.mlp.gated) {
+      Matrix<float> gate(x.rows, weights.gate.n_out);
+      linear(weights.gate, x, gate.view());
+      for_rows(gate.view(), [&](int64_t i) {
+        kernels().activate_gated(desc_.mlp.activation, u.row(i), u.cols(), gate.row(i));
+      });
+      std::swap(u, gate);
+    } else {
+      for_rows(u.view(),
+               [&](int64_t i) { kernels().activate(desc_.mlp.activation, u.cols(), u.row(i)); });
+    }
+    if (!is_shared) apply_chain(basis_.at(Site::kFfn), u.view());
+    if (!show(is_shared ? Role::kSharedDown : Role::kDown, index, u.view())) return false;
+    linear(weights.down, u.view(), out);
+    return true;
+  }
+
+  // The experts of a token are summed in the order of their indices, whatever the batch.
+  bool mixture(MatrixView<const float> x, MatrixView<float> out) {
+    const MlpDesc& m = desc_.mlp;
+    Matrix<float> share(x.rows, m.n_experts);  // 0 where an expert is not chosen
+    linear(weights_.router, x, share.view());
+    for_rows(share.view(), [&](int64_t i) { choose_experts(share.row(i)); });
+    for (int64_t i = 0; i < out.rows; ++i) std::fill_n(out.row(i), out.cols, 0.0f);
+    for (int64_t e = 0; e < m.n_experts; ++e) {
+      std::vector<int64_t> rows;
+      for (int64_t i = 0; i < x.rows; ++i) {
+        if (share(i, e) != 0) rows.push_back(i);
+      }
+      if (rows.empty()) continue;
+      Matrix<float> part(static_cast<int64_t>(rows.size()), x.cols), result(part.rows(), out.cols);
+      for (int64_t r = 0; r < part.rows(); ++r) {
+        std::copy_n(x.row(rows[static_cast<size_t>(r)]), x.cols, part.row(r));
+      }
+      if (!expert(weights_.experts[static_cast<size_t>(e)], static_cast<int>(e), Role::kGate,
+                  part.view(), result.view())) {
+        return false;
+      }
+      for (int64_t r = 0; r < part.rows(); ++r) {
+        const int64_t i = rows[static_cast<size_t>(r)];
+        kernels().axpy(share(i, e), result.row(r), out.cols, out.row(i));
+      }
+    }
+    return m.d_ffn_shared == 0 || shared_expert(x, out);
+  }
+
+  bool shared_expert(MatrixView<const float> x, MatrixView<float> out) {
+    Matrix<float> result(x.rows, out.cols), gate(x.rows, 1);
+    if (!expert(weights_.shared, -1, Role::kSharedGate, x, result.view())) return false;
+    if (desc_.mlp.shared_router) linear(weights_.shared_router, x, gate.view());
+    for (int64_t i = 0; i < x.rows; ++i) {
+      const float share = desc_.mlp.shared_router ? 1.0f / (1.0f + std::exp(-gate(i, 0))) : 1.0f;
+      kernels().axpy(share, result.row(i), out.cols, out.row(i));
+    }
+    return true;
+  }
+
+  // Router logits -> shares of the top_k experts (ties to the lower index), zero elsewhere.
+  void choose_experts(float* logits) const {
+    const MlpDesc& m = desc_.mlp;
+    kernels().softmax(m.n_experts, logits);
+    std::vector<int64_t> order(static_cast<size_t>(m.n_experts));
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return logits[a] > logits[b]; });
+    float total = 0;
+    for (int64_t i = 0; i < m.top_k; ++i) total += logits[order[static_cast<size_t>(i)]];
+    for (int64_t i = 0; i < m.n_experts; ++i) {
+      float& share = logits[order[static_cast<size_t>(i)]];
+      if (i >= m.top_k) share = 0;
+      if (m.renormalise && total > 0) share /= total;
+    }
+  }
+
+  const BasisChange& basis_;
+  const LayerDesc& desc_;
+  const LayerWeights& weights_;
+  std::span<const SequenceRows> sequences_;
+  LayerTap* tap_;
+};
+
+}  // namespace
+
+LinearWeight& LayerWeights::at(Role role, int expert) {
+  ExpertWeights& one = experts[static_cast<size_t>(std::max(expert, 0))];
+  switch (role) {
+    case Role::kQ:
+      return q;
+    case Role::kK:
+      return k;
+    case Role::kV:
+      return v;
+    case Role::kO:
+      return o;
+    case Role::kGate:
+      return one.gate;
+    case Role::kUp:
+      return one.up;
+    case Role::kDown:
+      return one.down;
+    case Role::kRouter:
+      return router;
+    case Role::kSharedRouter:
+      return shared_router;
+    case Role::kSharedGate:
+      return shared.gate;
+    case Role::kSharedUp:
+      return shared.up;
+    case Role::kSharedDown:
+      return shared.down;
+    default:
+      QUERN_CHECK(!"not a linear role of a layer");
+      return q;
+  }
+}
+
+void apply_norm(const NormDesc& norm, const NormWeight& weight, MatrixView<const float> src,
+                MatrixView<float> dst) {
+  const float* gain = weight.gain.empty() ? nullptr : weight.gain.data();
+  const float* bias = weight.bias.empty() ? nullptr : weight.bias.data();
+  const auto eps = static_cast<float>(norm.eps);
+  if (norm.kind == NormKind::kNone && src.data == dst.data) return;
+  for_rows(dst, [&](int64_t i) {
+    if (norm.kind == NormKind::kRms) {
+      kernels().rms_norm(src.row(i), gain, eps, src.cols, dst.row(i));
+    } else if (norm.kind == NormKind::kLayer) {
+      kernels().layer_norm(src.row(i), gain, bias, eps, src.cols, dst.row(i));
+    } else {
+      std::copy_n(src.row(i), src.cols, dst.row(i));
+    }
+  });
+}
+
+bool forward_layer(const LayerContext& context, const LayerWeights& weights,
+                   std::span<const SequenceRows> sequences, MatrixView<float> h, LayerTap* tap) {
+  return LayerRun(context, weights, sequences, tap).run(h);
+}
+
+}  // namespace quern

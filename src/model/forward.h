@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// One decoder layer on a batch of token rows: what generation runs and what calibration runs.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kvcache/kv_cache.h"
+#include "model/layer_desc.h"
+#include "model/linear.h"
+#include "model/roles.h"
+#include "tensor/matrix.h"
+#include "transforms/basis.h"
+
+namespace quern {
+
+struct NormWeight {
+  std::vector<float> gain, bias;  // gain with its offset already added; empty: absent
+};
+
+struct ExpertWeights {
+  LinearWeight gate, up, down;
+};
+
+struct LayerWeights {
+  NormWeight attn_norm, attn_post_norm, mlp_norm, mlp_post_norm, q_norm, k_norm;
+  LinearWeight q, k, v, o;
+  std::vector<ExpertWeights> experts;  // one for a dense MLP
+  LinearWeight router, shared_router;
+  ExpertWeights shared;
+
+  LinearWeight& at(Role role, int expert);
+  const LinearWeight& at(Role role, int expert) const {
+    return const_cast<LayerWeights*>(this)->at(role, expert);
+  }
+};
+
+// Consecutive rows of the batch that are consecutive positions of one sequence.
+struct SequenceRows {
+  LayerKv* kv = nullptr;
+  int64_t position = 0;  // of the first row
+  int64_t n_rows = 0;
+  int64_t context = 0;  // longest position in use, for RoPE variants that depend on it
+};
+
+// Inputs of linear layers, for calibration. Each call shows rows that one weight group reads.
+class LayerTap {
+ public:
+  virtual ~LayerTap() = default;
+  // `role` is the first of the group that reads x: kQ (q, k, v), kO, kGate (gate, up), kDown, and
+  // the shared ones. `expert` -1 unless one of several. Returning false ends the layer early.
+  virtual bool input(Role role, int expert, MatrixView<const float> x) = 0;
+};
+
+struct LayerContext {
+  const ModelDesc* model = nullptr;
+  const BasisChange* basis = nullptr;  // online operators
+  int layer = 0;
+};
+
+// h [n_rows, d_model] <- layer(h), in place, online operators active. False if the tap ended it.
+bool forward_layer(const LayerContext& context, const LayerWeights& weights,
+                   std::span<const SequenceRows> sequences, MatrixView<float> h,
+                   LayerTap* tap = nullptr);
+
+// dst <- norm(src), row by row; dst may be src.
+void apply_norm(const NormDesc& norm, const NormWeight& weight, MatrixView<const float> src,
+                MatrixView<float> dst);
+
+}  // namespace quern

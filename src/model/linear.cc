@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/linear.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/parallel.h"
+#include "kernels/kernels.h"
+
+namespace quern {
+namespace {
+
+// Rows decoded at a time: enough for the dot kernel's tiles, small enough to stay in L2.
+constexpr int64_t kDecodedFloats = 64 << 10;
+constexpr int64_t kMinRows = 8;
+// Below this many multiply-adds one piece is all the work: waking a thread costs more.
+constexpr int64_t kMinWork = 32 << 10;
+
+int64_t rows_per_piece(const LinearWeight& weight, int64_t n) {
+  const int64_t by_cache = std::max(kMinRows, kDecodedFloats / std::max<int64_t>(1, weight.n_in));
+  const int64_t by_work = kMinWork / std::max<int64_t>(1, n * weight.n_in);
+  return std::min(std::max(std::min<int64_t>(by_cache, 64), by_work), weight.n_out);
+}
+
+// y[:, first .. first + n_rows) for one piece of rows.
+void linear_piece(const LinearWeight& weight, MatrixView<const float> x, int64_t first,
+                  int64_t n_rows, MatrixView<float> y) {
+  const KernelTable& k = kernels();
+  if (weight.codec == nullptr && weight.dtype == DType::kF32) {
+    const float* rows = reinterpret_cast<const float*>(weight.dense) + first * weight.n_in;
+    k.dot_tile(x.data, x.stride, x.rows, rows, weight.n_in, n_rows, weight.n_in, y.data + first,
+               y.stride);
+  } else {
+    const int64_t step = std::max(kMinRows, kDecodedFloats / std::max<int64_t>(1, weight.n_in));
+    thread_local AlignedVector<float> decoded;
+    decoded.resize(static_cast<size_t>(std::min(step, n_rows) * weight.n_in));
+    for (int64_t r = 0; r < n_rows; r += step) {
+      const int64_t count = std::min(step, n_rows - r);
+      decode_rows(weight, first + r, count, decoded.data());
+      k.dot_tile(x.data, x.stride, x.rows, decoded.data(), weight.n_in, count, weight.n_in,
+                 y.data + first + r, y.stride);
+    }
+  }
+  if (weight.bias.empty()) return;
+  for (int64_t i = 0; i < x.rows; ++i) k.add(weight.bias.data() + first, n_rows, y.row(i) + first);
+}
+
+}  // namespace
+
+size_t LinearWeight::n_bytes() const {
+  if (codec == nullptr) return static_cast<size_t>(n_out * n_in * dtype_bits(dtype) / 8);
+  size_t total = 0;
+  for (const PlaneSpec& plane : *codec->planes(n_out, n_in)) total += plane.n_bytes();
+  return total;
+}
+
+LinearWeight dense_weight(Matrix<float> values, std::vector<float> bias) {
+  const auto owner = std::make_shared<const Matrix<float>>(std::move(values));
+  LinearWeight weight;
+  weight.n_out = owner->rows();
+  weight.n_in = owner->cols();
+  weight.dense = reinterpret_cast<const std::byte*>(owner->data());
+  weight.bias = std::move(bias);
+  weight.owner = owner;
+  return weight;
+}
+
+void decode_rows(const LinearWeight& weight, int64_t row, int64_t n_rows, float* dst) {
+  if (weight.codec != nullptr) {
+    weight.codec->decode(weight.codes, row, n_rows, dst);
+    return;
+  }
+  const int64_t n = n_rows * weight.n_in;
+  const std::byte* src = weight.dense + row * weight.n_in * dtype_bits(weight.dtype) / 8;
+  if (weight.dtype == DType::kBF16) {
+    kernels().bf16_to_float(src, n, dst);
+  } else if (weight.dtype == DType::kF16) {
+    kernels().f16_to_float(src, n, dst);
+  } else {
+    convert_to_float(weight.dtype, src, n, dst);
+  }
+}
+
+void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y) {
+  QUERN_DCHECK(x.cols == weight.n_in && y.cols == weight.n_out && x.rows == y.rows);
+  parallel_for(weight.n_out, rows_per_piece(weight, x.rows),
+               [&](int64_t begin, int64_t end) { linear_piece(weight, x, begin, end - begin, y); });
+}
+
+}  // namespace quern

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// One linear layer as the runtime sees it: dense rows of a plain float type, or codes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "codecs/codec.h"
+#include "tensor/dtype.h"
+#include "tensor/matrix.h"
+
+namespace quern {
+
+// Views: the bytes belong to a checkpoint, or to `owner`.
+struct LinearWeight {
+  int64_t n_out = 0, n_in = 0;
+  DType dtype = DType::kF32;         // of `dense`: F32, F16, BF16
+  const std::byte* dense = nullptr;  // [n_out, n_in]; null when coded
+  const Codec* codec = nullptr;      // null when dense
+  CodesView codes;
+  std::vector<float> bias;            // [n_out] or empty
+  std::shared_ptr<const void> owner;  // keeps the bytes alive; may be null
+
+  bool exists() const { return n_out > 0; }
+  // Bytes read to use the weight once.
+  size_t n_bytes() const;
+};
+
+// y[n, n_out] = x[n, n_in] W^T + bias. Every entry has the bits of one 16-lane dot over the decoded
+// row, so neither the batch nor the number of threads matters.
+void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y);
+
+// A dense weight that owns its values.
+LinearWeight dense_weight(Matrix<float> values, std::vector<float> bias);
+
+// Values of rows [row, row + n_rows): dst[n_rows, n_in].
+void decode_rows(const LinearWeight& weight, int64_t row, int64_t n_rows, float* dst);
+
+}  // namespace quern

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/model.h"
+
+#include <algorithm>
+
+#include "base/parallel.h"
+#include "kernels/kernels.h"
+
+namespace quern {
+namespace {
+
+Status check_ids(const ModelDesc& model, std::span<const Token> ids) {
+  for (const Token id : ids) {
+    if (id < 0 || id >= model.n_vocab) {
+      return error("token {} is not in the vocabulary of {}", id, model.n_vocab);
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+void embed(const ModelDesc& model, const BasisChange& basis, const EndWeights& ends,
+           std::span<const Token> ids, int64_t position, MatrixView<float> h) {
+  const Chain& residual = basis.at(Site::kResidual);
+  parallel_for(h.rows, 16, [&](int64_t begin, int64_t end) {
+    std::vector<float> place(static_cast<size_t>(model.d_model));
+    for (int64_t i = begin; i < end; ++i) {
+      decode_rows(ends.embed, ids[static_cast<size_t>(i)], 1, h.row(i));
+      if (model.embed_scale != 1) {
+        kernels().scale(static_cast<float>(model.embed_scale), model.d_model, h.row(i));
+      }
+      if (ends.pos_embed.exists()) {
+        decode_rows(ends.pos_embed, position + i + model.pos_offset, 1, place.data());
+        kernels().add(place.data(), model.d_model, h.row(i));
+      }
+      residual.apply(h.row(i), model.d_model);
+    }
+  });
+}
+
+Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
+  std::unique_ptr<Model> model(new Model);
+  QUERN_ASSIGN(model->files_, ModelFiles::open(path));
+  QUERN_ASSIGN(model->ends_, model->files_->ends());
+  for (size_t i = 0; i < model->desc().layers.size(); ++i) {
+    QUERN_ASSIGN(LayerWeights layer, model->files_->layer(static_cast<int>(i)));
+    model->layers_.push_back(std::move(layer));
+  }
+  return model;
+}
+
+Result<KvCache> Model::make_cache(int64_t capacity, DType dtype) const {
+  if (capacity < 1 || capacity > desc().n_context) {
+    return usage_error("context of {} tokens: the model was made for 1..{}", capacity,
+                       desc().n_context);
+  }
+  std::vector<KvShape> shapes;
+  for (const LayerDesc& layer : desc().layers) {
+    shapes.push_back({layer.attention.n_kv_heads, layer.attention.d_head});
+  }
+  return KvCache(shapes, capacity, dtype);
+}
+
+Status Model::forward(KvCache& cache, std::span<const Token> ids, MatrixView<float> hidden) const {
+  QUERN_TRY(check_ids(desc(), ids));
+  const auto n = static_cast<int64_t>(ids.size());
+  if (cache.length() + n > cache.capacity()) {
+    return error("the context is full: {} + {} tokens, room for {}", cache.length(), n,
+                 cache.capacity());
+  }
+  embed(desc(), files_->basis(), ends_, ids, cache.length(), hidden);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const SequenceRows rows{&cache.layer(i), cache.length(), n, cache.capacity()};
+    forward_layer({&desc(), &files_->basis(), static_cast<int>(i)}, layers_[i], {&rows, 1}, hidden);
+  }
+  cache.advance(n);
+  finish(hidden);
+  return {};
+}
+
+Status Model::step_batch(std::span<KvCache> caches, std::span<const Token> ids,
+                         MatrixView<float> hidden) const {
+  QUERN_TRY(check_ids(desc(), ids));
+  for (const KvCache& cache : caches) {
+    if (cache.length() >= cache.capacity()) {
+      return error("the context is full: {} tokens", cache.capacity());
+    }
+  }
+  for (size_t s = 0; s < caches.size(); ++s) {
+    embed(desc(), files_->basis(), ends_, ids.subspan(s, 1), caches[s].length(),
+          hidden.row_range(static_cast<int64_t>(s), 1));
+  }
+  std::vector<SequenceRows> rows(caches.size());
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    for (size_t s = 0; s < caches.size(); ++s) {
+      rows[s] = {&caches[s].layer(i), caches[s].length(), 1, caches[s].capacity()};
+    }
+    forward_layer({&desc(), &files_->basis(), static_cast<int>(i)}, layers_[i], rows, hidden);
+  }
+  for (KvCache& cache : caches) cache.advance(1);
+  finish(hidden);
+  return {};
+}
+
+void Model::finish(MatrixView<float> hidden) const {
+  finish_hidden(desc(), files_->basis(), ends_, hidden);
+}
+
+void finish_hidden(const ModelDesc& model, const BasisChange& basis, const EndWeights& ends,
+                   MatrixView<float> h) {
+  const Chain& residual = basis.at(Site::kResidual);
+  if (!residual.empty()) {
+    parallel_for(h.rows, 16, [&](int64_t begin, int64_t end) {
+      residual.apply_inverse(h.row(begin), (end - begin) * h.cols);
+    });
+  }
+  apply_norm(model.final_norm, ends.final_norm, h, h);
+}
+
+void Model::logits(MatrixView<const float> hidden, MatrixView<float> logits) const {
+  linear(ends_.head, hidden, logits);
+  if (desc().logit_soft_cap == 0) return;
+  for (int64_t i = 0; i < logits.rows; ++i) {
+    kernels().soft_cap(static_cast<float>(desc().logit_soft_cap), logits.cols, logits.row(i));
+  }
+}
+
+size_t Model::bytes_per_token() const {
+  size_t total = ends_.head.n_bytes();
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const LayerWeights& layer = layers_[i];
+    for (const LinearWeight* weight :
+         {&layer.q, &layer.k, &layer.v, &layer.o, &layer.router, &layer.shared_router,
+          &layer.shared.gate, &layer.shared.up, &layer.shared.down}) {
+      if (weight->exists()) total += weight->n_bytes();
+    }
+    const MlpDesc& mlp = desc().layers[i].mlp;
+    const size_t used = mlp.n_experts > 0 ? static_cast<size_t>(mlp.top_k) : 1;
+    for (size_t e = 0; e < used; ++e) {
+      const ExpertWeights& expert = layer.experts[e];
+      if (expert.gate.exists()) total += expert.gate.n_bytes();
+      total += expert.up.n_bytes() + expert.down.n_bytes();
+    }
+  }
+  return total;
+}
+
+}  // namespace quern

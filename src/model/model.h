@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model that runs: mapped weights, dense or coded, and the forward pass over them.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "kvcache/kv_cache.h"
+#include "model/forward.h"
+#include "model/model_files.h"
+#include "tokenizer/tokenizer.h"
+
+namespace quern {
+
+class Model {
+ public:
+  static Result<std::unique_ptr<Model>> open(const std::string& path);
+
+  const ModelDesc& desc() const { return files_->desc(); }
+  const ModelFiles& files() const { return *files_; }
+
+  // Room for `capacity` positions; fails past the model's context.
+  Result<KvCache> make_cache(int64_t capacity, DType dtype = DType::kF16) const;
+
+  // Runs the tokens as the next positions of the cache's sequence. hidden [ids.size(), d_model] is
+  // what the head reads. Fails, with nothing stored, on an unknown id or a full cache.
+  Status forward(KvCache& cache, std::span<const Token> ids, MatrixView<float> hidden) const;
+
+  // One step of many sequences: ids[i] is the next token of caches[i]. hidden [n, d_model].
+  Status step_batch(std::span<KvCache> caches, std::span<const Token> ids,
+                    MatrixView<float> hidden) const;
+
+  // logits [n, n_vocab] of hidden rows.
+  void logits(MatrixView<const float> hidden, MatrixView<float> logits) const;
+
+  // Bytes of weights that one generated token reads.
+  size_t bytes_per_token() const;
+
+ private:
+  Model() = default;
+  void finish(MatrixView<float> hidden) const;
+  std::unique_ptr<ModelFiles> files_;
+  std::vector<LayerWeights> layers_;
+  EndWeights ends_;
+};
+
+// What stands before and after the layers; shared by the runtime and calibration.
+// h [ids.size(), d_model] <- embedding of ids at positions from `position`, in the layers' basis.
+void embed(const ModelDesc& model, const BasisChange& basis, const EndWeights& ends,
+           std::span<const Token> ids, int64_t position, MatrixView<float> h);
+// h <- what the head reads: back to the head's basis, then the final norm.
+void finish_hidden(const ModelDesc& model, const BasisChange& basis, const EndWeights& ends,
+                   MatrixView<float> h);
+
+}  // namespace quern

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/model_files.h"
+
+#include <filesystem>
+
+#include "model/fuse.h"
+
+namespace quern {
+namespace {
+
+constexpr Role kLayerLinears[] = {Role::kQ,          Role::kK,        Role::kV,
+                                  Role::kO,          Role::kRouter,   Role::kSharedRouter,
+                                  Role::kSharedGate, Role::kSharedUp, Role::kSharedDown};
+constexpr Role kExpertLinears[] = {Role::kGate, Role::kUp, Role::kDown};
+
+bool runs_as_stored(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ModelFiles>> ModelFiles::open(const std::string& path) {
+  std::unique_ptr<ModelFiles> files(new ModelFiles);
+  QUERN_ASSIGN(WeightStore store, WeightStore::open(path));
+  files->store_ = std::make_unique<WeightStore>(std::move(store));
+  QUERN_TRY(check_basis(files->basis(), files->desc()));
+  return files;
+}
+
+Result<LinearWeight> ModelFiles::linear(const WeightId& id) const {
+  LinearWeight weight;
+  const Shape shape = store_->shape(id);
+  weight.n_out = shape[0];
+  weight.n_in = shape[1];
+  if (store_->exists(id, Part::kBias)) {
+    QUERN_ASSIGN(const Matrix<float> bias, store_->load(id, Part::kBias));
+    weight.bias.assign(bias.data(), bias.data() + bias.cols());
+  }
+  if (const PackedTensor* coded = store_->coded(id)) {
+    QUERN_ASSIGN(weight.codes, find_codes(store_->checkpoint(), store_->stored_name(id), *coded));
+    weight.codec = coded->codec.get();
+    return weight;
+  }
+  const TensorInfo* tensor = store_->direct(id);
+  if (tensor != nullptr && tensor->block_type == 0 && runs_as_stored(tensor->dtype)) {
+    // Floats are used in place, which needs their alignment; halves are converted row by row.
+    const bool is_aligned = reinterpret_cast<uintptr_t>(tensor->bytes) % sizeof(float) == 0;
+    if (tensor->dtype != DType::kF32 || is_aligned) {
+      weight.dtype = tensor->dtype;
+      weight.dense = tensor->bytes;
+      return weight;
+    }
+  }
+  QUERN_ASSIGN(Matrix<float> values, store_->load(id));
+  return dense_weight(std::move(values), std::move(weight.bias));
+}
+
+Result<NormWeight> ModelFiles::norm(const WeightId& id, const NormDesc& desc) const {
+  NormWeight norm;
+  if (desc.kind == NormKind::kNone) return norm;
+  QUERN_ASSIGN(const Matrix<float> gain, store_->load(id));
+  norm.gain.assign(gain.data(), gain.data() + gain.cols());
+  for (float& value : norm.gain) value += static_cast<float>(desc.gain_offset);
+  if (desc.has_bias) {
+    QUERN_ASSIGN(const Matrix<float> bias, store_->load(id, Part::kBias));
+    norm.bias.assign(bias.data(), bias.data() + bias.cols());
+  }
+  return norm;
+}
+
+Result<LayerWeights> ModelFiles::layer(int index) const {
+  const LayerDesc& desc = this->desc().layers[static_cast<size_t>(index)];
+  LayerWeights layer;
+  layer.experts.resize(static_cast<size_t>(std::max<int64_t>(1, desc.mlp.n_experts)));
+  QUERN_ASSIGN(layer.attn_norm, norm({Role::kAttnNorm, index, -1}, desc.attn_norm));
+  QUERN_ASSIGN(layer.attn_post_norm, norm({Role::kAttnPostNorm, index, -1}, desc.attn_post_norm));
+  QUERN_ASSIGN(layer.mlp_norm, norm({Role::kMlpNorm, index, -1}, desc.mlp_norm));
+  QUERN_ASSIGN(layer.mlp_post_norm, norm({Role::kMlpPostNorm, index, -1}, desc.mlp_post_norm));
+  QUERN_ASSIGN(layer.q_norm, norm({Role::kQNorm, index, -1}, desc.attention.qk_norm));
+  QUERN_ASSIGN(layer.k_norm, norm({Role::kKNorm, index, -1}, desc.attention.qk_norm));
+  for (const Role role : kLayerLinears) {
+    const WeightId id{role, index, -1};
+    if (!store_->exists(id)) continue;
+    QUERN_ASSIGN(layer.at(role, -1), linear(id));
+  }
+  for (int e = 0; e < static_cast<int>(layer.experts.size()); ++e) {
+    for (const Role role : kExpertLinears) {
+      const WeightId id{role, index, desc.mlp.n_experts > 0 ? e : -1};
+      if (!store_->exists(id)) continue;
+      QUERN_ASSIGN(layer.at(role, e), linear(id));
+    }
+  }
+  return layer;
+}
+
+Result<EndWeights> ModelFiles::ends() const {
+  EndWeights ends;
+  QUERN_ASSIGN(ends.embed, linear({Role::kEmbed, -1, -1}));
+  if (store_->exists({Role::kPosEmbed, -1, -1})) {
+    QUERN_ASSIGN(ends.pos_embed, linear({Role::kPosEmbed, -1, -1}));
+  }
+  QUERN_ASSIGN(ends.final_norm, norm({Role::kFinalNorm, -1, -1}, desc().final_norm));
+  const WeightId head{Role::kLmHead, -1, -1};
+  if (!desc().tied_head) {
+    QUERN_ASSIGN(ends.head, linear(head));
+    return ends;
+  }
+  ends.head = ends.embed;
+  if (store_->exists(head, Part::kBias)) {
+    QUERN_ASSIGN(const Matrix<float> bias, store_->load(head, Part::kBias));
+    ends.head.bias.assign(bias.data(), bias.data() + bias.cols());
+  }
+  return ends;
+}
+
+uint64_t ModelFiles::weight_bytes() const {
+  const std::filesystem::path path(this->path());
+  std::error_code problem;
+  if (!std::filesystem::is_directory(path, problem)) {
+    return std::filesystem::file_size(path, problem);
+  }
+  uint64_t total = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(path, problem)) {
+    if (entry.path().extension() == ".safetensors") total += entry.file_size(problem);
+  }
+  return total;
+}
+
+double ModelFiles::bpw() const {
+  return 8.0 * static_cast<double>(weight_bytes()) / static_cast<double>(n_params());
+}
+
+double ModelFiles::coded_bpw() const {
+  double bits = 0, weights = 0;
+  for (const auto& [name, tensor] : packed().tensors) {
+    const auto planes = tensor.codec->planes(tensor.n_out, tensor.n_in);
+    if (!planes) continue;
+    for (const PlaneSpec& plane : *planes) bits += 8.0 * static_cast<double>(plane.n_bytes());
+    weights += static_cast<double>(tensor.n_out) * static_cast<double>(tensor.n_in);
+  }
+  return weights > 0 ? bits / weights : 0;
+}
+
+}  // namespace quern

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything on disk that makes a model: checkpoint, description, and, for a model that quern
+// wrote, the codes and the basis they are in. Hands out weights ready to run.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "base/status.h"
+#include "model/forward.h"
+#include "model/packed.h"
+#include "model/weights.h"
+
+namespace quern {
+
+struct EndWeights {
+  LinearWeight embed;      // [n_vocab, d_model], read by rows
+  LinearWeight pos_embed;  // may not exist
+  NormWeight final_norm;
+  LinearWeight head;  // equal to embed when tied
+};
+
+class ModelFiles {
+ public:
+  static Result<std::unique_ptr<ModelFiles>> open(const std::string& path);
+
+  const std::string& path() const { return store_->checkpoint().path(); }
+  const ModelDesc& desc() const { return store_->model(); }
+  const WeightStore& store() const { return *store_; }
+  const Packed& packed() const { return store_->packed(); }  // empty for an uncompressed model
+  const BasisChange& basis() const { return packed().basis; }
+
+  // Views of mapped weights where the file's layout allows it, float copies elsewhere.
+  Result<LayerWeights> layer(int index) const;
+  Result<EndWeights> ends() const;
+  Result<LinearWeight> linear(const WeightId& id) const;
+  Result<NormWeight> norm(const WeightId& id, const NormDesc& desc) const;
+
+  int64_t n_params() const { return store_->parameter_count(); }  // of the original model
+  uint64_t weight_bytes() const;  // bytes of the weight files, headers included
+  // Bits per weight over everything on disk, and over coded matrices alone (0: none are coded).
+  double bpw() const;
+  double coded_bpw() const;
+
+ private:
+  ModelFiles() = default;
+  std::unique_ptr<WeightStore> store_;
+};
+
+}  // namespace quern
