@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calibration activations between two layers, in two streams: what reaches the layer in the
+// original model and what reaches it behind the layers already coded. Both are in the basis of the
+// compression, so they may be compared entry by entry.
+#pragma once
+
+#include <functional>
+
+#include "calib/corpus.h"
+#include "model/model.h"
+
+namespace quern {
+
+class Streams {
+ public:
+  // Embeds all samples. `source` and `coded` differ when the embedding is coded.
+  Streams(const ModelDesc& model, const BasisChange& basis, const Corpus& corpus,
+          const EndWeights& source, const EndWeights& coded);
+
+  // Shows the tap what the layer's weights read in the coded stream; no stream moves on.
+  // `proceed` is asked between samples; false stops and returns false.
+  bool observe(int layer, const LayerWeights& weights, LayerTap& tap,
+               const std::function<bool()>& proceed) const;
+  // Moves both streams through a layer.
+  bool advance(int layer, const LayerWeights& source, const LayerWeights& coded,
+               const std::function<bool()>& proceed);
+
+  // |X_coded - X_source|^2 / |X_source|^2 of the layer's output so far.
+  double relative_error() const;
+  // The coded stream as the head reads it.
+  Matrix<float> final_hidden(const EndWeights& ends) const;
+
+  static size_t n_bytes(const ModelDesc& model, int64_t n_tokens) {
+    return static_cast<size_t>(2 * n_tokens * model.d_model) * sizeof(float);
+  }
+
+ private:
+  bool run(int layer, const LayerWeights& weights, const Matrix<float>& from, Matrix<float>* to,
+           LayerTap* tap, const std::function<bool()>& proceed) const;
+
+  const ModelDesc& model_;
+  const BasisChange& basis_;
+  const Corpus& corpus_;
+  Matrix<float> source_, coded_;  // [n_tokens, d_model]
+};
+
+}  // namespace quern

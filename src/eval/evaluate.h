@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// Perplexity of a text and divergence from a base model, by the protocols the field uses.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "model/model.h"
+
+namespace quern {
+
+// How a token sequence is cut into windows of n_ctx tokens and which are scored.
+enum class Protocol : uint8_t {
+  kBosWindows,  // runs of n_ctx - 1 tokens, BOS put before each; every token scored
+  kStrided,     // runs of n_ctx tokens, no BOS; all but the first scored (GPTQ, AWQ tables)
+  kSecondHalf,  // runs of n_ctx tokens, the first replaced by BOS; tokens after the middle scored
+};
+std::optional<Protocol> protocol_from_name(std::string_view name);  // "bos_windows", ...
+std::string_view protocol_name(Protocol protocol);
+
+struct EvalOptions {
+  Protocol protocol = Protocol::kBosWindows;
+  int64_t n_ctx = 1024;
+  int64_t max_windows = 0;  // 0: the whole text
+  // Asked between windows with the share done; false cancels.
+  std::function<bool(double)> proceed = [](double) { return true; };
+};
+
+struct EvalResult {
+  int64_t n_tokens = 0;  // scored
+  double nll = 0, nll_stderr = 0;
+  double ppl = 0, ppl_stderr = 0;
+  double seconds = 0;  // of the evaluated model alone
+  double tokens_per_second = 0;
+  // Against the base: nats per token, KL(base || model).
+  bool has_base = false;
+  double kl_mean = 0, kl_stderr = 0, kl_p99 = 0;
+  double top1 = 0;  // share of positions where both rank the same token first
+};
+
+// Logits exist for a few positions at a time only.
+Result<EvalResult> evaluate(const Model& model, const Model* base, std::span<const Token> text,
+                            const EvalOptions& options);
+
+}  // namespace quern

@@ -1,0 +1,518 @@
+// SPDX-License-Identifier: Apache-2.0
+// The order of work. Step 0 codes what stands outside the layers and reads no statistics (the
+// embedding), step 1 + i decoder layer i, the last step the head. Each step ends with a file in the
+// journal; a resumed run moves its calibration streams through finished layers again, which gives
+// the same bits, and so the same output bytes, as a run that was never stopped.
+//
+// Within a layer the matrices are coded in the order the data meets them (q, k, v; o; gate, up;
+// down), each group with statistics that already see the coded matrices before it.
+#include "recipe/compress.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+
+#include "base/file.h"
+#include "calib/collect.h"
+#include "calib/streams.h"
+#include "model/fused_source.h"
+#include "recipe/journal.h"
+#include "recipe/output_plan.h"
+#include "recipe/write_model.h"
+
+namespace quern {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+tl::unexpected<Error> cancelled() {
+  return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
+}
+
+// Roles that read the same activations, in the order of the data.
+struct Group {
+  Role shown;  // as the tap names it
+  std::vector<Role> roles;
+  bool is_per_expert;
+};
+const Group kGroups[] = {
+    {Role::kQ, {Role::kQ, Role::kK, Role::kV}, false},
+    {Role::kO, {Role::kO}, false},
+    {Role::kGate, {Role::kGate, Role::kUp}, true},
+    {Role::kDown, {Role::kDown}, true},
+    {Role::kSharedGate, {Role::kSharedGate, Role::kSharedUp}, false},
+    {Role::kSharedDown, {Role::kSharedDown}, false},
+};
+
+class Compression {
+ public:
+  explicit Compression(const CompressOptions& options) : options_(options) {}
+
+  Result<CompressResult> run() {
+    const auto start = Clock::now();
+    QUERN_TRY(prepare());
+    QUERN_ASSIGN(Journal journal, Journal::open(options_.out, job_));
+    journal_ = &journal;
+    QUERN_TRY(announce());
+    QUERN_TRY(code_ends_before());
+    if (needs_streams_) {
+      streams_ =
+          std::make_unique<Streams>(files_->desc(), basis_, corpus_, source_ends_, coded_ends_);
+    }
+    for (int layer = 0; layer < n_layers(); ++layer) QUERN_TRY(layer_step(layer));
+    QUERN_TRY(code_head());
+    QUERN_TRY(report("progress", {{"what", "write"}, {"done", 1.0}}));
+    QUERN_TRY(write_model(*files_, plan_, packed_, journal, options_.out));
+    return finish(start);
+  }
+
+ private:
+  int n_layers() const { return static_cast<int>(files_->desc().layers.size()); }
+  int head_step() const { return n_layers() + 1; }
+
+  Status report(const char* event, Json fields) {
+    fields["event"] = event;
+    if (!options_.observe(fields)) return cancelled();
+    return {};
+  }
+  // Progress inside a step: `share` of step `step`.
+  bool proceed(int step, double share, const char* what) {
+    const double done = (step + share) / (head_step() + 1);
+    return report("progress", {{"what", what}, {"step", step}, {"done", done}}).has_value();
+  }
+
+  Status prepare() {
+    QUERN_ASSIGN(recipe_, Recipe::load(options_.recipe));
+    if (std::filesystem::exists(options_.out) && !options_.force) {
+      return usage_error("{} exists; choose another output or pass --force", options_.out);
+    }
+    QUERN_ASSIGN(files_, ModelFiles::open(options_.model));
+    if (!files_->packed().empty()) {
+      return usage_error("{} is already compressed with '{}'; compress the original",
+                         options_.model, files_->packed().recipe);
+    }
+    QUERN_TRY(recipe_.check(files_->desc()));
+    for (const auto& transform : recipe_.transforms()) {
+      QUERN_TRY(transform->plan(files_->desc(), options_.seed, basis_, result_.notes));
+    }
+    fused_ = std::make_unique<FusedSource>(*files_, basis_);
+    QUERN_ASSIGN(plan_, OutputPlan::make(*files_, recipe_, basis_));
+    QUERN_ASSIGN(source_ends_, files_->ends());
+    coded_ends_ = source_ends_;
+    needs_streams_ = recipe_.needs_hessian();
+    if (needs_streams_) QUERN_TRY(gather_corpus());
+    packed_.recipe = recipe_.canonical();
+    packed_.recipe_digest = digest(packed_.recipe);
+    packed_.source_digest = source_digest();
+    packed_.quern_version = QUERN_VERSION;
+    packed_.seed = options_.seed;
+    if (needs_streams_) {
+      packed_.calibration = {
+          {"digest", corpus_.digest}, {"tokens", corpus_.n_tokens()}, {"text", corpus_.origin}};
+    }
+    packed_.basis = *BasisChange::from_json(basis_.to_json());
+    job_ = {{"recipe", packed_.recipe},
+            {"source", packed_.source_digest},
+            {"calibration", packed_.calibration},
+            {"seed", packed_.seed},
+            {"version", QUERN_VERSION}};
+    return {};
+  }
+
+  Status gather_corpus() {
+    CorpusOptions corpus = options_.corpus;
+    corpus.seed = options_.seed;
+    corpus.length = std::min(corpus.length, files_->desc().n_context);
+    if (options_.calibration.empty()) {
+      QUERN_ASSIGN(const auto model, Model::open(options_.model));
+      QUERN_ASSIGN(corpus_, corpus_from_model(*model, corpus, [&](double done) {
+                     return report(
+                                "progress",
+                                {{"what", "draw calibration text"}, {"done", 0.0}, {"part", done}})
+                         .has_value();
+                   }));
+      return {};
+    }
+    QUERN_ASSIGN(const std::string text, read_file(options_.calibration));
+    QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(options_.model));
+    const std::string origin = std::filesystem::path(options_.calibration).filename().string();
+    QUERN_ASSIGN(corpus_, corpus_from_text(files_->desc(), *tokenizer, text, origin, corpus));
+    return {};
+  }
+
+  static std::string digest(std::string_view text) {
+    const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());
+    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  }
+
+  // Configuration, tensor table, and the first 4 KiB of every tensor.
+  std::string source_digest() const {
+    constexpr size_t kSample = 4096;
+    XXH3_state_t* state = XXH3_createState();
+    XXH3_128bits_reset(state);
+    const std::string config = files_->store().checkpoint().config().dump();
+    XXH3_128bits_update(state, config.data(), config.size());
+    for (const TensorInfo& tensor : files_->store().checkpoint().tensors()) {
+      const std::string row = fmt::format("{} {} {} {}", tensor.name, dtype_name(tensor.dtype),
+                                          tensor.block_type, to_string(tensor.shape));
+      XXH3_128bits_update(state, row.data(), row.size());
+      XXH3_128bits_update(state, tensor.bytes, std::min(kSample, tensor.n_bytes));
+    }
+    const XXH128_hash_t hash = XXH3_128bits_digest(state);
+    XXH3_freeState(state);
+    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  }
+
+  // The most memory held at once beyond mapped files, in bytes.
+  size_t peak_bytes() const {
+    size_t floats = 0, widest = 0, largest_layer = 0;
+    int layer = -2;
+    size_t hessian = 0, solver = 0, codes = 0;
+    for (const WeightPlan& weight : plan_.weights()) {
+      if (weight.id.layer != layer) {
+        layer = weight.id.layer;
+        floats = codes = 0;
+      }
+      if (weight.fate == Fate::kCopy) continue;
+      const auto n = static_cast<size_t>(weight.n_out * weight.n_in);
+      if (needs_streams_ && !basis_.empty()) floats += n * sizeof(float);
+      codes += n;
+      // Read as float, folded in double.
+      widest = std::max(widest, n * (2 * sizeof(float) + (basis_.empty() ? 0 : sizeof(double))));
+      if (weight.solver != nullptr) {
+        solver = std::max(solver, weight.solver->scratch_bytes(weight.n_out, weight.n_in));
+        if (weight.solver->needs_hessian()) {
+          const auto n_in = static_cast<size_t>(weight.n_in);
+          hessian = std::max(hessian, n_in * n_in * sizeof(double));
+        }
+      }
+      largest_layer = std::max(largest_layer, floats + codes);
+    }
+    size_t streams = 0;
+    if (needs_streams_) streams = Streams::n_bytes(files_->desc(), corpus_.n_tokens());
+    return largest_layer + widest + solver + hessian + streams;
+  }
+
+  Status announce() {
+    int resumed = 0;
+    while (journal_->has(resumed)) ++resumed;
+    Json notes = result_.notes;
+    return report("plan", {{"recipe", packed_.recipe},
+                           {"matrices", plan_.n_coded()},
+                           {"layers", n_layers()},
+                           {"calibration", packed_.calibration},
+                           {"peak_bytes", peak_bytes()},
+                           {"finished_steps", resumed},
+                           {"notes", notes}});
+  }
+
+  // A dense tensor of the output in the source's float type.
+  OutputTensor dense_tensor(std::string name, Shape shape, const float* values) const {
+    OutputTensor tensor;
+    tensor.spec = {std::move(name), plan_.dense_dtype(), std::move(shape)};
+    const int64_t n = *element_count(tensor.spec.shape);
+    tensor.bytes.resize(static_cast<size_t>(n * dtype_bits(tensor.spec.dtype) / 8));
+    convert_from_float(values, n, tensor.spec.dtype, tensor.bytes.data());
+    return tensor;
+  }
+
+  Status add_dense(const WeightPlan& weight, std::vector<OutputTensor>& out) const {
+    const Shape shape = files_->store().shape(weight.id);
+    if (is_gain_folded(basis_, weight.id.role)) {
+      const double offset = norm_desc(weight.id).gain_offset;
+      const std::vector<float> ones(static_cast<size_t>(weight.n_in),
+                                    static_cast<float>(1.0 - offset));
+      out.push_back(dense_tensor(weight.name, shape, ones.data()));
+    } else {
+      QUERN_ASSIGN(const Matrix<float> values, fused_->weight(weight.id));
+      out.push_back(dense_tensor(weight.name, shape, values.data()));
+    }
+    return add_bias(weight, out);
+  }
+
+  Status add_bias(const WeightPlan& weight, std::vector<OutputTensor>& out) const {
+    const WeightStore& store = files_->store();
+    if (!store.exists(weight.id, Part::kBias)) return {};
+    const std::string name = store.stored_name(weight.id, Part::kBias);
+    if (plan_.copied().contains(name)) return {};
+    QUERN_ASSIGN(const std::vector<float> bias, fused_->bias(weight.id));
+    out.push_back(dense_tensor(name, {static_cast<int64_t>(bias.size())}, bias.data()));
+    return {};
+  }
+
+  const NormDesc& norm_desc(const WeightId& id) const {
+    const LayerDesc& layer = files_->desc().layers[static_cast<size_t>(id.layer)];
+    return id.role == Role::kAttnNorm ? layer.attn_norm : layer.mlp_norm;
+  }
+
+  // Codes one matrix; its planes go to `out`, its report to `reports`, itself into `coded`.
+  Status code(const WeightPlan& weight, MatrixView<const double> hessian,
+              std::vector<OutputTensor>& out, Json& reports, LinearWeight* coded) {
+    QUERN_ASSIGN(const Matrix<float> w, fused_->weight(weight.id));
+    const Codec& codec = weight.solver->codec();
+    QUERN_ASSIGN(CodedMatrix codes, CodedMatrix::create(codec, w.rows(), w.cols()));
+    auto solved = weight.solver->solve({w.view(), hessian}, codes);
+    if (!solved) return tl::unexpected(in_context(solved.error(), to_string(weight.id)));
+    reports[weight.name] = {{"error", solved->relative()},
+                            {"damping", solved->damping},
+                            {"damping_raises", solved->damping_raises},
+                            {"fallback", solved->fallback}};
+    for (size_t i = 0; i < codes.specs().size(); ++i) {
+      const PlaneSpec& plane = codes.specs()[i];
+      OutputTensor tensor{{plane_name(weight.name, plane), plane.dtype, plane.shape}, {}};
+      tensor.bytes.assign(codes.plane(i).begin(), codes.plane(i).end());
+      out.push_back(std::move(tensor));
+    }
+    QUERN_TRY(add_bias(weight, out));
+    if (coded == nullptr) return {};
+    QUERN_ASSIGN(std::vector<float> bias, fused_->bias(weight.id));
+    const auto owner = std::make_shared<const CodedMatrix>(std::move(codes));
+    *coded = {owner->n_out(), owner->n_in(), DType::kF32,     nullptr,
+              &codec,         owner->view(), std::move(bias), owner};
+    return {};
+  }
+
+  // Takes the reports of a finished step over into the output's header.
+  void record(const Json& report) {
+    for (const auto& [name, row] : report.at("matrices").items()) {
+      const auto weight = std::find_if(plan_.weights().begin(), plan_.weights().end(),
+                                       [&](const WeightPlan& w) { return w.name == name; });
+      if (weight == plan_.weights().end()) continue;
+      PackedTensor tensor;
+      tensor.codec = codec_named(weight->solver->codec().spec());
+      tensor.n_out = weight->n_out;
+      tensor.n_in = weight->n_in;
+      tensor.error = row.at("error");
+      packed_.tensors.emplace(name, std::move(tensor));
+      if (row.at("damping_raises") > 0) {
+        result_.notes.push_back(fmt::format("{}: damping raised {} times, to {}", name,
+                                            row.at("damping_raises").get<int>(),
+                                            row.at("damping").get<double>()));
+      }
+      if (const std::string fallback = row.at("fallback"); !fallback.empty()) {
+        result_.notes.push_back(fmt::format("{}: {}", name, fallback));
+      }
+    }
+  }
+
+  std::shared_ptr<const Codec> codec_named(const std::string& spec) {
+    std::shared_ptr<const Codec>& codec = codecs_[spec];
+    if (codec == nullptr) codec = std::move(*make_codec(spec));
+    return codec;
+  }
+
+  // A coded weight of a finished step, mapped from the journal.
+  Result<LinearWeight> reload(const WeightPlan& weight,
+                              const std::shared_ptr<SafetensorsFile>& file) {
+    LinearWeight linear;
+    linear.n_out = weight.n_out;
+    linear.n_in = weight.n_in;
+    linear.codec = &weight.solver->codec();
+    linear.codes = {weight.n_out, weight.n_in, {}};
+    QUERN_ASSIGN(const auto planes, linear.codec->planes(weight.n_out, weight.n_in));
+    for (const PlaneSpec& plane : planes) {
+      const TensorInfo* tensor = file->find(plane_name(weight.name, plane));
+      if (tensor == nullptr || tensor->n_bytes != plane.n_bytes()) {
+        return error("{}: {} is damaged; remove the folder and start again", journal_->folder(),
+                     plane_name(weight.name, plane));
+      }
+      linear.codes.planes.push_back(tensor->bytes);
+    }
+    linear.owner = file;
+    QUERN_ASSIGN(linear.bias, fused_->bias(weight.id));
+    return linear;
+  }
+
+  Status finish_step(int step, const std::vector<OutputTensor>& tensors, const Json& report) {
+    QUERN_TRY(journal_->write(step, tensors, report));
+    record(report);
+    return {};
+  }
+
+  Status code_ends_before() {
+    const int step = 0;
+    const WeightPlan& embedding = plan_.at({Role::kEmbed, -1, -1});
+    if (!journal_->has(step)) {
+      std::vector<OutputTensor> tensors;
+      Json reports = Json::object();
+      for (const WeightPlan* weight : plan_.of_layer(-1)) {
+        if (weight->id.role == Role::kLmHead) continue;
+        if (!proceed(step, 0, "code")) return cancelled();
+        if (weight->fate == Fate::kCoded) {
+          QUERN_TRY(code(*weight, {}, tensors, reports, nullptr));
+        } else {
+          QUERN_TRY(add_dense(*weight, tensors));
+        }
+      }
+      QUERN_TRY(finish_step(step, tensors, {{"matrices", reports}}));
+    } else {
+      QUERN_ASSIGN(const Json report, journal_->report(step));
+      record(report);
+    }
+    if (embedding.fate != Fate::kCoded) return {};
+    QUERN_ASSIGN(std::shared_ptr<SafetensorsFile> file, journal_->read(step));
+    QUERN_ASSIGN(coded_ends_.embed, reload(embedding, file));
+    if (files_->desc().tied_head) coded_ends_.head = coded_ends_.embed;
+    return {};
+  }
+
+  Status layer_step(int layer) {
+    const int step = layer + 1;
+    LayerWeights source, coded;
+    if (needs_streams_) {
+      QUERN_ASSIGN(source, fused_->layer(layer));
+      coded = source;
+    }
+    Json report;
+    if (journal_->has(step)) {
+      QUERN_ASSIGN(report, journal_->report(step));
+      record(report);
+      if (!needs_streams_) return {};
+      QUERN_ASSIGN(std::shared_ptr<SafetensorsFile> file, journal_->read(step));
+      for (const WeightPlan* weight : plan_.of_layer(layer)) {
+        if (weight->fate != Fate::kCoded) continue;
+        QUERN_ASSIGN(coded.at(weight->id.role, weight->id.expert), reload(*weight, file));
+      }
+      return advance(step, layer, source, coded);
+    }
+    std::vector<OutputTensor> tensors;
+    Json reports = Json::object();
+    for (const WeightPlan* weight : plan_.of_layer(layer)) {
+      if (weight->fate == Fate::kDense) QUERN_TRY(add_dense(*weight, tensors));
+    }
+    for (const Group& group : kGroups) {
+      QUERN_TRY(code_group(layer, group, coded, tensors, reports));
+    }
+    if (needs_streams_) QUERN_TRY(advance(step, layer, source, coded));
+    report = {{"matrices", reports}, {"layer", layer}};
+    if (needs_streams_) report["output_error"] = streams_->relative_error();
+    QUERN_TRY(finish_step(step, tensors, report));
+    return this->report("layer", {{"layer", layer},
+                                  {"matrices", reports},
+                                  {"output_error", report.value("output_error", -1.0)}});
+  }
+
+  Status advance(int step, int layer, const LayerWeights& source, const LayerWeights& coded) {
+    const auto go = [&] { return proceed(step, 0.8, "run the layer"); };
+    if (!streams_->advance(layer, source, coded, go)) return cancelled();
+    result_.output_error = streams_->relative_error();
+    return {};
+  }
+
+  // Experts whose Hessians fit the budget together.
+  int experts_at_once(int64_t n_in) const {
+    const size_t one = static_cast<size_t>(n_in * n_in) * sizeof(double);
+    return static_cast<int>(std::max<size_t>(1, options_.hessian_budget / one));
+  }
+
+  Status code_group(int layer, const Group& group, LayerWeights& coded,
+                    std::vector<OutputTensor>& tensors, Json& reports) {
+    std::vector<const WeightPlan*> members;
+    bool needs_hessian = false;
+    for (const WeightPlan* weight : plan_.of_layer(layer)) {
+      if (weight->fate != Fate::kCoded ||
+          std::find(group.roles.begin(), group.roles.end(), weight->id.role) == group.roles.end()) {
+        continue;
+      }
+      members.push_back(weight);
+      needs_hessian = needs_hessian || weight->solver->needs_hessian();
+    }
+    if (members.empty()) return {};
+    const int64_t n_experts = files_->desc().layers[static_cast<size_t>(layer)].mlp.n_experts;
+    const bool is_split = group.is_per_expert && n_experts > 0;
+    const int first = is_split ? 0 : -1;
+    const int last = is_split ? static_cast<int>(n_experts) - 1 : -1;
+    const int at_once = is_split ? experts_at_once(members[0]->n_in) : 1;
+    for (int e = first; e <= last; e += at_once) {
+      const int end = std::min(last, e + at_once - 1);
+      GramTap tap(group.shown, e, end);
+      if (needs_hessian) {
+        const auto go = [&] { return proceed(layer + 1, 0.2, "collect statistics"); };
+        if (!streams_->observe(layer, coded, tap, go)) return cancelled();
+      }
+      for (const WeightPlan* weight : members) {
+        if (weight->id.expert < e || weight->id.expert > end) continue;
+        if (!proceed(layer + 1, 0.5, "code")) return cancelled();
+        const MatrixView<const double> hessian =
+            needs_hessian ? tap.hessian(weight->id.expert) : MatrixView<const double>();
+        LinearWeight* target =
+            needs_streams_ ? &coded.at(weight->id.role, weight->id.expert) : nullptr;
+        QUERN_TRY(code(*weight, hessian, tensors, reports, target));
+      }
+    }
+    return {};
+  }
+
+  Status code_head() {
+    const int step = head_step();
+    if (journal_->has(step)) {
+      QUERN_ASSIGN(const Json report, journal_->report(step));
+      record(report);
+      return {};
+    }
+    std::vector<OutputTensor> tensors;
+    Json reports = Json::object();
+    const std::vector<const WeightPlan*> outside = plan_.of_layer(-1);
+    const auto head = std::find_if(outside.begin(), outside.end(), [](const WeightPlan* weight) {
+      return weight->id.role == Role::kLmHead;
+    });
+    if (head != outside.end() && (*head)->fate == Fate::kDense) {
+      QUERN_TRY(add_dense(**head, tensors));
+    } else if (head != outside.end()) {
+      Matrix<double> hessian;
+      if ((*head)->solver->needs_hessian()) {
+        GramTap tap(Role::kLmHead, -1, -1);
+        const Matrix<float> hidden = streams_->final_hidden(coded_ends_);
+        tap.input(Role::kLmHead, -1, hidden.view());
+        QUERN_TRY(code(**head, tap.hessian(-1), tensors, reports, nullptr));
+      } else {
+        QUERN_TRY(code(**head, {}, tensors, reports, nullptr));
+      }
+    }
+    return finish_step(step, tensors, {{"matrices", reports}});
+  }
+
+  Result<CompressResult> finish(Clock::time_point start) {
+    QUERN_ASSIGN(const auto written, ModelFiles::open(options_.out));
+    result_.n_params = written->n_params();
+    result_.weight_bytes = written->weight_bytes();
+    result_.bpw = written->bpw();
+    result_.coded_bpw = written->coded_bpw();
+    result_.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    QUERN_TRY(report("done", {{"out", options_.out},
+                              {"bytes", result_.weight_bytes},
+                              {"bpw", result_.bpw},
+                              {"coded_bpw", result_.coded_bpw},
+                              {"output_error", result_.output_error},
+                              {"seconds", result_.seconds},
+                              {"notes", result_.notes}}));
+    return result_;
+  }
+
+  const CompressOptions& options_;
+  Recipe recipe_;
+  std::unique_ptr<ModelFiles> files_;
+  BasisChange basis_;
+  std::unique_ptr<FusedSource> fused_;
+  OutputPlan plan_;
+  EndWeights source_ends_, coded_ends_;
+  bool needs_streams_ = false;
+  Corpus corpus_;
+  std::unique_ptr<Streams> streams_;
+  Packed packed_;
+  Json job_;
+  Journal* journal_ = nullptr;
+  std::map<std::string, std::shared_ptr<const Codec>> codecs_;
+  CompressResult result_;
+};
+
+}  // namespace
+
+Result<CompressResult> compress(const CompressOptions& options) {
+  return Compression(options).run();
+}
+
+}  // namespace quern

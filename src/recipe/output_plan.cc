@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "recipe/output_plan.h"
+
+#include <algorithm>
+
+#include "model/fuse.h"
+
+namespace quern {
+namespace {
+
+constexpr Part kParts[] = {Part::kWeight, Part::kBias};
+
+bool is_block_coded(const WeightStore& store, const WeightId& id) {
+  return store.stored(id).block_type != 0;
+}
+
+}  // namespace
+
+Result<OutputPlan> OutputPlan::make(const ModelFiles& source, const Recipe& recipe,
+                                    const BasisChange& basis) {
+  const WeightStore& store = source.store();
+  OutputPlan plan;
+  std::set<std::string> broken_up;  // source tensors that do not survive as they are
+  for (const WeightId& id : store.weight_ids()) {
+    if (!store.exists(id)) {  // the bias of a tied head stands alone
+      plan.copied_.insert(store.stored(id, Part::kBias).name);
+      continue;
+    }
+    WeightPlan weight;
+    weight.id = id;
+    const Shape shape = store.shape(id);
+    weight.n_out = shape.size() == 2 ? shape[0] : 1;
+    weight.n_in = shape.back();
+    weight.name = store.stored_name(id);
+    const bool can_be_coded = is_linear(id.role) || id.role == Role::kEmbed;
+    weight.solver = can_be_coded ? recipe.solver_for(source.desc(), id) : nullptr;
+    if (weight.solver != nullptr) {
+      auto planes = weight.solver->codec().planes(weight.n_out, weight.n_in);
+      if (!planes) return tl::unexpected(in_context(planes.error(), to_string(id)));
+      weight.fate = Fate::kCoded;
+    } else if (is_changed(basis, id.role) || is_block_coded(store, id)) {
+      weight.fate = Fate::kDense;
+    }
+    if (weight.fate != Fate::kCopy) {
+      for (const Part part : kParts) {
+        if (store.exists(id, part)) broken_up.insert(store.stored(id, part).name);
+      }
+    }
+    plan.index_[id] = plan.weights_.size();
+    plan.weights_.push_back(std::move(weight));
+  }
+  // A weight that shares its stored tensor with a changed one must be cut out of it.
+  for (WeightPlan& weight : plan.weights_) {
+    for (const Part part : kParts) {
+      if (!store.exists(weight.id, part)) continue;
+      const TensorInfo& tensor = store.stored(weight.id, part);
+      if (part == Part::kWeight && is_plain_float(tensor.dtype)) {
+        plan.dense_dtype_ = tensor.dtype == DType::kF64 ? DType::kF32 : tensor.dtype;
+      }
+      if (weight.fate == Fate::kCopy && broken_up.contains(tensor.name)) {
+        weight.fate = Fate::kDense;
+      }
+    }
+  }
+  for (const WeightPlan& weight : plan.weights_) {
+    if (weight.fate != Fate::kCopy) continue;
+    for (const Part part : kParts) {
+      if (store.exists(weight.id, part)) {
+        plan.copied_.insert(store.stored(weight.id, part).name);
+      }
+    }
+  }
+  return plan;
+}
+
+const WeightPlan& OutputPlan::at(const WeightId& id) const { return weights_[index_.at(id)]; }
+
+std::vector<const WeightPlan*> OutputPlan::of_layer(int layer) const {
+  std::vector<const WeightPlan*> found;
+  for (const WeightPlan& weight : weights_) {
+    if (weight.id.layer == layer && weight.fate != Fate::kCopy) found.push_back(&weight);
+  }
+  return found;
+}
+
+int64_t OutputPlan::n_coded() const {
+  return std::count_if(weights_.begin(), weights_.end(),
+                       [](const WeightPlan& weight) { return weight.fate == Fate::kCoded; });
+}
+
+}  // namespace quern

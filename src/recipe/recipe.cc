@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "recipe/recipe.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/file.h"
+
+namespace quern {
+namespace {
+
+// Names a selector may use, and the roles they stand for.
+struct Selector {
+  std::string_view name;
+  std::vector<Role> roles;
+};
+
+const std::vector<Selector>& selectors() {
+  static const std::vector<Selector> rows = {
+      {"all",
+       {Role::kQ, Role::kK, Role::kV, Role::kO, Role::kGate, Role::kUp, Role::kDown,
+        Role::kSharedGate, Role::kSharedUp, Role::kSharedDown, Role::kLmHead}},
+      {"attn", {Role::kQ, Role::kK, Role::kV, Role::kO}},
+      {"ffn",
+       {Role::kGate, Role::kUp, Role::kDown, Role::kSharedGate, Role::kSharedUp,
+        Role::kSharedDown}},
+      {"q", {Role::kQ}},
+      {"k", {Role::kK}},
+      {"v", {Role::kV}},
+      {"o", {Role::kO}},
+      {"gate", {Role::kGate, Role::kSharedGate}},
+      {"up", {Role::kUp, Role::kSharedUp}},
+      {"down", {Role::kDown, Role::kSharedDown}},
+      {"embed", {Role::kEmbed}},
+      {"lm_head", {Role::kLmHead}},
+  };
+  return rows;
+}
+
+const Selector* find_selector(std::string_view name) {
+  for (const Selector& row : selectors()) {
+    if (row.name == name) return &row;
+  }
+  return nullptr;
+}
+
+bool contains(std::string_view name, Role role) {
+  const std::vector<Role>& roles = find_selector(name)->roles;
+  return std::find(roles.begin(), roles.end(), role) != roles.end();
+}
+
+bool term_selects(const spec::WhereTerm& term, const WeightId& id) {
+  if (term.name != "layers") return contains(term.name, id.role);
+  return id.layer >= term.first && id.layer < term.last && contains("all", id.role);
+}
+
+bool selects(const std::vector<spec::WhereTerm>& where, const WeightId& id) {
+  if (where.empty()) return id.layer >= 0 && contains("all", id.role);
+  bool is_in = false;
+  for (const spec::WhereTerm& term : where) {
+    if (term_selects(term, id)) is_in = term.add;
+  }
+  return is_in;
+}
+
+Status check_where(const std::vector<spec::WhereTerm>& where) {
+  for (const spec::WhereTerm& term : where) {
+    if (term.name == "layers" ? term.last > 0 : find_selector(term.name) != nullptr) continue;
+    std::string names = "layers[first:last]";
+    for (const Selector& row : selectors()) names += fmt::format(" {}", row.name);
+    return usage_error("recipe: no selector '{}'; the selectors are {}", term.name, names);
+  }
+  return {};
+}
+
+std::string stage_names() {
+  std::string names = "transforms";
+  for (const TransformInfo& info : transforms()) names += fmt::format(" {}", info.name);
+  names += "; solvers";
+  for (const SolverInfo& info : solvers()) names += fmt::format(" {}", info.name);
+  return names;
+}
+
+}  // namespace
+
+Result<Recipe> Recipe::load(std::string_view text_or_name) {
+  const std::string path(text_or_name);
+  if (path.ends_with(".recipe")) {
+    QUERN_ASSIGN(const std::string text, read_file(path, 64 << 10));
+    return parse(text);
+  }
+  return parse(text_or_name);
+}
+
+Result<Recipe> Recipe::parse(std::string_view text) {
+  QUERN_ASSIGN(const std::vector<spec::Stage> stages, spec::parse_recipe(text));
+  Recipe recipe;
+  std::vector<spec::Stage> canonical;
+  for (const spec::Stage& stage : stages) {
+    QUERN_TRY(check_where(stage.where));
+    std::string printed;
+    if (const TransformInfo* info = find_transform(stage.call.name)) {
+      if (!stage.where.empty()) {
+        return usage_error("recipe: {} takes sites=..., not a selector", stage.call.name);
+      }
+      if (!recipe.coding_.empty()) {
+        return usage_error("recipe: {} comes after a coding stage; coordinates change first",
+                           stage.call.name);
+      }
+      QUERN_ASSIGN(const spec::Params params, spec::Params::bind(stage.call, info->params));
+      QUERN_ASSIGN(auto transform, info->make(params));
+      printed = transform->spec();
+      recipe.transforms_.push_back(std::move(transform));
+    } else if (find_solver(stage.call.name) != nullptr) {
+      QUERN_ASSIGN(auto solver, make_solver(stage.call));
+      printed = solver->spec();
+      recipe.coding_.push_back({std::move(solver), stage.where});
+    } else {
+      return usage_error("recipe: no stage '{}'; the stages are {}", stage.call.name,
+                         stage_names());
+    }
+    QUERN_ASSIGN(spec::Call call, spec::parse_call(printed));
+    canonical.push_back({std::move(call), stage.where});
+  }
+  recipe.canonical_ = spec::print(canonical);
+  return recipe;
+}
+
+Status Recipe::check(const ModelDesc& model) const {
+  const auto n_layers = static_cast<int64_t>(model.layers.size());
+  for (const CodingStage& stage : coding_) {
+    for (const spec::WhereTerm& term : stage.where) {
+      if (term.last > n_layers) {
+        return usage_error("recipe: layers[{}:{}] reaches past the model's {} layers", term.first,
+                           term.last, n_layers);
+      }
+    }
+  }
+  return {};
+}
+
+const Solver* Recipe::solver_for(const ModelDesc& model, const WeightId& id) const {
+  for (const CodingStage& stage : coding_) {
+    if (selects(stage.where, id)) return stage.solver.get();
+    // A tied head and its embedding are one matrix: naming either codes it.
+    if (model.tied_head && id.role == Role::kEmbed &&
+        selects(stage.where, {Role::kLmHead, -1, -1})) {
+      return stage.solver.get();
+    }
+  }
+  return nullptr;
+}
+
+bool Recipe::needs_hessian() const {
+  return std::any_of(coding_.begin(), coding_.end(),
+                     [](const CodingStage& stage) { return stage.solver->needs_hessian(); });
+}
+
+}  // namespace quern

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// A recipe: stages from left to right. Transforms change coordinates, a coding stage takes its
+// codec first, and each matrix is coded by the first stage that selects it. Everything a recipe
+// says is checked here, before any weight is read.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "model/layer_desc.h"
+#include "model/roles.h"
+#include "solvers/solver.h"
+#include "spec/spec.h"
+#include "transforms/transform.h"
+
+namespace quern {
+
+struct CodingStage {
+  std::unique_ptr<Solver> solver;
+  std::vector<spec::WhereTerm> where;  // empty: every matrix of the decoder layers
+};
+
+class Recipe {
+ public:
+  // Text of a recipe, or the name of one in the recipe folder, or a path to a .recipe file.
+  static Result<Recipe> load(std::string_view text_or_name);
+  static Result<Recipe> parse(std::string_view text);
+
+  const std::string& canonical() const { return canonical_; }
+  std::span<const std::unique_ptr<Transform>> transforms() const { return transforms_; }
+
+  // Checks selectors and shapes against a model; errors name the stage and the matrix.
+  Status check(const ModelDesc& model) const;
+  // Who codes this matrix; null: it stays as it is.
+  const Solver* solver_for(const ModelDesc& model, const WeightId& id) const;
+  bool needs_hessian() const;
+
+ private:
+  std::string canonical_;
+  std::vector<std::unique_ptr<Transform>> transforms_;
+  std::vector<CodingStage> coding_;
+};
+
+}  // namespace quern

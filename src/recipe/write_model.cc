@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "recipe/write_model.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/file.h"
+
+namespace quern {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kShardBytes = uint64_t{5} << 30;
+
+// Bytes of one output tensor, in a journal step or in the source.
+struct Piece {
+  TensorSpec spec;
+  const std::byte* bytes;
+  size_t n_bytes;
+};
+
+Result<std::vector<Piece>> gather(const ModelFiles& source, const OutputPlan& plan,
+                                  const std::vector<std::unique_ptr<SafetensorsFile>>& steps) {
+  std::vector<Piece> pieces;
+  for (const auto& step : steps) {
+    for (const TensorInfo& tensor : step->tensors()) {
+      pieces.push_back({{tensor.name, tensor.dtype, tensor.shape}, tensor.bytes, tensor.n_bytes});
+    }
+  }
+  for (const std::string& name : plan.copied()) {
+    const TensorInfo* tensor = source.store().checkpoint().find(name);
+    if (tensor == nullptr) return error("tensor '{}' vanished from the source", name);
+    pieces.push_back({{name, tensor->dtype, tensor->shape}, tensor->bytes, tensor->n_bytes});
+  }
+  std::sort(pieces.begin(), pieces.end(),
+            [](const Piece& a, const Piece& b) { return a.spec.name < b.spec.name; });
+  return pieces;
+}
+
+Status write_shard(const std::string& path, std::span<const Piece> pieces) {
+  std::vector<TensorSpec> specs;
+  std::map<std::string_view, const Piece*> by_name;
+  for (const Piece& piece : pieces) {
+    specs.push_back(piece.spec);
+    by_name[piece.spec.name] = &piece;
+  }
+  QUERN_ASSIGN(SafetensorsWriter writer,
+               SafetensorsWriter::create(path, std::move(specs), {{"format", "pt"}}));
+  for (const TensorSpec& spec : writer.order()) {
+    const Piece& piece = *by_name.at(spec.name);
+    QUERN_TRY(writer.append(spec.name, piece.bytes, piece.n_bytes));
+  }
+  return writer.finish();
+}
+
+Status write_weights(const std::string& folder, const std::vector<Piece>& pieces) {
+  std::vector<size_t> starts = {0};
+  uint64_t in_shard = 0, total = 0;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    if (in_shard > 0 && in_shard + pieces[i].n_bytes > kShardBytes) {
+      starts.push_back(i);
+      in_shard = 0;
+    }
+    in_shard += pieces[i].n_bytes;
+    total += pieces[i].n_bytes;
+  }
+  if (starts.size() == 1) return write_shard(folder + "/model.safetensors", pieces);
+  Json map = Json::object();
+  for (size_t s = 0; s < starts.size(); ++s) {
+    const size_t end = s + 1 < starts.size() ? starts[s + 1] : pieces.size();
+    const std::string name =
+        fmt::format("model-{:05d}-of-{:05d}.safetensors", s + 1, starts.size());
+    const std::span<const Piece> part(pieces.data() + starts[s], end - starts[s]);
+    QUERN_TRY(write_shard(folder + "/" + name, part));
+    for (const Piece& piece : part) map[piece.spec.name] = name;
+  }
+  const Json index = {{"metadata", {{"total_size", total}}}, {"weight_map", std::move(map)}};
+  return write_file_atomically(folder + "/model.safetensors.index.json", index.dump(1));
+}
+
+// Everything beside the weights: tokenizer, templates, generation defaults, licence.
+Status copy_companions(const std::string& from, const std::string& to) {
+  constexpr uint64_t kLargest = uint64_t{256} << 20;
+  std::error_code problem;
+  for (const auto& entry : fs::directory_iterator(from, problem)) {
+    const std::string name = entry.path().filename().string();
+    const std::string extension = entry.path().extension().string();
+    const bool is_wanted = extension == ".json" || extension == ".model" || extension == ".jinja" ||
+                           extension == ".txt" || extension == ".md" || name == "LICENSE";
+    if (!entry.is_regular_file() || !is_wanted || name == "config.json" ||
+        name.ends_with(".safetensors.index.json") || entry.file_size() > kLargest) {
+      continue;
+    }
+    QUERN_ASSIGN(const std::string content, read_file(entry.path().string(), kLargest));
+    QUERN_TRY(write_file_atomically(to + "/" + name, content));
+  }
+  if (problem) return error("{}: {}", from, problem.message());
+  return {};
+}
+
+}  // namespace
+
+Status write_model(const ModelFiles& source, const OutputPlan& plan, const Packed& packed,
+                   Journal& journal, const std::string& out) {
+  const std::string results = journal.folder() + "/results";
+  std::error_code problem;
+  fs::remove_all(results, problem);
+  fs::create_directories(results, problem);
+  if (problem) return error("{}: {}", results, problem.message());
+  std::vector<std::unique_ptr<SafetensorsFile>> steps;
+  for (int step = 0; journal.has(step); ++step) {
+    QUERN_ASSIGN(auto file, journal.read(step));
+    steps.push_back(std::move(file));
+  }
+  QUERN_ASSIGN(const std::vector<Piece> pieces, gather(source, plan, steps));
+  QUERN_TRY(write_weights(results, pieces));
+  Json config = source.store().checkpoint().config();
+  config["quantization_config"] = packed.to_json();
+  QUERN_TRY(write_file_atomically(results + "/config.json", config.dump(1) + "\n"));
+  if (fs::is_directory(source.path())) QUERN_TRY(copy_companions(source.path(), results));
+  return journal.publish(results, out);
+}
+
+}  // namespace quern

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// Puts a finished compression together: weights, config.json with quantization_config, tokenizer
+// files, all in a folder that is moved to its place when complete.
+#pragma once
+
+#include "recipe/journal.h"
+#include "recipe/output_plan.h"
+
+namespace quern {
+
+Status write_model(const ModelFiles& source, const OutputPlan& plan, const Packed& packed,
+                   Journal& journal, const std::string& out);
+
+}  // namespace quern
