@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/command.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+
+#include "base/file.h"
+#include "base/parallel.h"
+
+namespace quern::cli {
+namespace {
+
+volatile std::sig_atomic_t interrupt_count = 0;
+
+void on_interrupt(int) {
+  interrupt_count = interrupt_count + 1;
+  if (interrupt_count > 1) ::_exit(130);
+}
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+void add_model(CLI::App& app, std::string& model) {
+  app.add_option("MODEL,-m,--model", model, "Hugging Face folder or GGUF file")->required();
+}
+
+void add_threads(CLI::App& app) {
+  app.add_option_function<int>(
+         "-t,--threads", [](const int& n) { set_thread_count(n); },
+         "threads; 0: one per core. Results do not depend on it")
+      ->check(CLI::Range(0, 1024));
+}
+
+void add_json(CLI::App& app, bool& json) {
+  app.add_flag("--json", json, "machine-readable output");
+}
+
+bool interrupted() { return interrupt_count > 0; }
+
+void watch_interrupts() {
+  std::signal(SIGINT, on_interrupt);
+  std::signal(SIGTERM, on_interrupt);
+}
+
+void ProgressBar::show(double done, const std::string& what) {
+  if (is_quiet_) return;
+  const double time = now();
+  if (start_ < 0) start_ = time;
+  if (::isatty(STDERR_FILENO) == 0) {
+    const int tenth = static_cast<int>(done * 10);
+    if (tenth != last_tenth_) fmt::print(stderr, "{:3.0f} %  {}\n", done * 100, what);
+    last_tenth_ = tenth;
+    return;
+  }
+  if (time - last_drawn_ < 0.1) return;
+  last_drawn_ = time;
+  constexpr int kWidth = 30;
+  const int filled = static_cast<int>(done * kWidth);
+  const std::string eta =
+      done > 0.02 ? "eta " + human_seconds((time - start_) * (1 - done) / done) : "";
+  fmt::print(stderr, "\r\x1b[K[{:#<{}}{:.<{}}] {:3.0f} %  {}  {}", "", filled, "", kWidth - filled,
+             done * 100, what, eta);
+  std::fflush(stderr);
+  is_drawn_ = true;
+}
+
+void ProgressBar::note(const std::string& line) {
+  if (is_quiet_) return;
+  clear();
+  fmt::print(stderr, "{}\n", line);
+}
+
+void ProgressBar::clear() {
+  if (is_drawn_) fmt::print(stderr, "\r\x1b[K");
+  is_drawn_ = false;
+}
+
+std::string human_bytes(double bytes) {
+  if (bytes >= 1e9) return fmt::format("{:.2f} GB", bytes / 1e9);
+  if (bytes >= 1e6) return fmt::format("{:.2f} MB", bytes / 1e6);
+  return fmt::format("{:.1f} kB", bytes / 1e3);
+}
+
+std::string human_seconds(double seconds) {
+  const int whole = static_cast<int>(seconds + 0.5);
+  if (whole >= 3600) {
+    return fmt::format("{}:{:02d}:{:02d}", whole / 3600, whole / 60 % 60, whole % 60);
+  }
+  return fmt::format("{}:{:02d}", whole / 60, whole % 60);
+}
+
+Result<std::string> evaluation_text(const std::string& path) {
+  if (!path.empty()) return read_file(path);
+  std::error_code problem;
+  const auto program = std::filesystem::read_symlink("/proc/self/exe", problem);
+  const auto root = program.parent_path().parent_path();
+  for (const char* place : {"models/evaluation.txt", "share/quern/evaluation.txt"}) {
+    if (std::filesystem::exists(root / place, problem)) return read_file((root / place).string());
+  }
+  return usage_error("the bundled evaluation text is not beside the program; give --text FILE");
+}
+
+Json to_json(const EvalResult& result) {
+  Json json = {{"ppl", result.ppl},
+               {"nll", result.nll},
+               {"stderr", result.ppl_stderr},
+               {"nll_stderr", result.nll_stderr},
+               {"tokens", result.n_tokens},
+               {"seconds", result.seconds},
+               {"tokens_per_second", result.tokens_per_second}};
+  if (result.has_base) {
+    json["kl_mean"] = result.kl_mean;
+    json["kl_stderr"] = result.kl_stderr;
+    json["kl_p99"] = result.kl_p99;
+    json["top1"] = result.top1;
+  }
+  return json;
+}
+
+}  // namespace quern::cli

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// One command of the program: declares its options on a subcommand and gives back what to do once
+// they are parsed. Results go to stdout, everything else to stderr.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
+
+#include "base/status.h"
+#include "eval/evaluate.h"
+#include "formats/json.h"
+
+namespace quern::cli {
+
+using Action = std::function<Status()>;
+
+struct Command {
+  const char* name;
+  const char* summary;
+  Action (*declare)(CLI::App& app);
+};
+
+Action declare_compress(CLI::App& app);
+Action declare_eval(CLI::App& app);
+Action declare_compare(CLI::App& app);
+Action declare_inspect(CLI::App& app);
+Action declare_run(CLI::App& app);
+Action declare_list(CLI::App& app);
+Action declare_bench(CLI::App& app);
+
+// Options that several commands share.
+void add_model(CLI::App& app, std::string& model);  // positional or -m
+void add_threads(CLI::App& app);                    // -t, applied by parsing
+void add_json(CLI::App& app, bool& json);
+
+// True once the user pressed Ctrl-C; commands stop at the next safe point. A second one kills.
+bool interrupted();
+void watch_interrupts();
+
+// A line on stderr that is redrawn: "[#####.....] 42 %  what  eta 0:12". Silent when stderr is no
+// terminal (then a line per tenth) or when `is_quiet`.
+class ProgressBar {
+ public:
+  explicit ProgressBar(bool is_quiet) : is_quiet_(is_quiet) {}
+  ~ProgressBar() { clear(); }
+  void show(double done, const std::string& what);
+  void note(const std::string& line);  // a line that stays
+  void clear();
+
+ private:
+  bool is_quiet_;
+  bool is_drawn_ = false;
+  int last_tenth_ = -1;
+  double start_ = -1, last_drawn_ = -1;
+};
+
+std::string human_bytes(double bytes);      // "3.8 GB"
+std::string human_seconds(double seconds);  // "1:23"
+
+Json to_json(const EvalResult& result);
+
+// The text of a file, or of the bundled evaluation text when `path` is empty.
+Result<std::string> evaluation_text(const std::string& path);
+
+}  // namespace quern::cli

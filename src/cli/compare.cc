@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+// compare: one model, several recipes, one table. Compressed models are kept under a folder by the
+// digest of everything that made them, so a second comparison only measures.
+#include <xxhash.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+
+#include "cli/command.h"
+#include "cli/compress_options.h"
+#include "eval/speed.h"
+#include "model/generate.h"
+#include "recipe/recipe.h"
+
+namespace quern::cli {
+namespace {
+
+struct CompareOptions {
+  std::string model, recipes, text, work, prompt;
+  CompressOptions compress;
+  EvalOptions eval;
+  SpeedOptions speed;
+  bool json = false, csv = false, no_speed = false;
+  int64_t n_predict = 48;
+};
+
+struct Row {
+  std::string recipe, path;
+  uint64_t bytes = 0;
+  double bpw = 0, coded_bpw = 0;
+  EvalResult eval;
+  SpeedResult speed;
+  bool is_best = false;  // nothing is both smaller and closer to the original
+  std::string sample;
+};
+
+std::vector<std::string> split_recipes(const std::string& text) {
+  std::vector<std::string> recipes;
+  size_t at = 0;
+  while (at <= text.size()) {
+    const size_t end = std::min(text.find(';', at), text.size());
+    std::string recipe = text.substr(at, end - at);
+    const size_t first = recipe.find_first_not_of(" \t\n");
+    if (first != std::string::npos) {
+      recipe.erase(recipe.find_last_not_of(" \t\n") + 1);
+      recipes.push_back(recipe.substr(first));
+    }
+    at = end + 1;
+  }
+  return recipes;
+}
+
+std::string default_work_folder() {
+  if (const char* cache = std::getenv("XDG_CACHE_HOME")) return std::string(cache) + "/quern";
+  if (const char* home = std::getenv("HOME")) return std::string(home) + "/.cache/quern";
+  return ".quern-cache";
+}
+
+// Where the result of a recipe is kept: a name made of everything that determines its bytes.
+std::string output_folder(const CompareOptions& o, const std::string& canonical) {
+  std::error_code ignored;
+  const auto source = std::filesystem::weakly_canonical(o.model, ignored).string();
+  const std::string weights = source + "/model.safetensors";
+  const auto changed = std::filesystem::last_write_time(
+      std::filesystem::exists(weights) ? weights : source, ignored);
+  const std::string key =
+      fmt::format("{}|{}|{}|{}|{}|{}|{}|{}", source, changed.time_since_epoch().count(), canonical,
+                  o.compress.seed, o.compress.calibration, o.compress.corpus.n_samples,
+                  o.compress.corpus.length, QUERN_VERSION);
+  return fmt::format("{}/{:016x}", o.work, XXH3_64bits(key.data(), key.size()));
+}
+
+Status measure(const CompareOptions& o, const Model& base, const Tokenizer& tokenizer,
+               std::span<const Token> ids, ProgressBar& bar, Row& row) {
+  std::unique_ptr<Model> opened;
+  const Model* model = &base;
+  if (!row.path.empty()) {
+    QUERN_ASSIGN(opened, Model::open(row.path));
+    model = opened.get();
+  }
+  row.bytes = model->files().weight_bytes();
+  row.bpw = model->files().bpw();
+  row.coded_bpw = model->files().coded_bpw();
+  EvalOptions eval = o.eval;
+  eval.n_ctx = std::min(eval.n_ctx, model->desc().n_context);
+  eval.proceed = [&](double done) {
+    bar.show(done, "eval  " + row.recipe);
+    return !interrupted();
+  };
+  QUERN_ASSIGN(row.eval, evaluate(*model, opened == nullptr ? nullptr : &base, ids, eval));
+  if (!o.no_speed) {
+    SpeedOptions speed = o.speed;
+    speed.n_prompt = std::min(speed.n_prompt, model->desc().n_context - speed.n_generate);
+    QUERN_ASSIGN(row.speed, measure_speed(*model, speed));
+  }
+  if (o.prompt.empty()) return {};
+  std::vector<Token> prompt = tokenizer.tokenize(o.prompt);
+  if (model->desc().bos >= 0) prompt.insert(prompt.begin(), model->desc().bos);
+  GenerateOptions options;
+  options.n_predict = o.n_predict;
+  options.sampler.temperature = 0;
+  options.on_text = [&](std::string_view piece) {
+    row.sample += piece;
+    return !interrupted();
+  };
+  QUERN_TRY(generate(*model, tokenizer, prompt, options));
+  return {};
+}
+
+// By size; a row is best when no smaller one diverges as little.
+void rank(std::vector<Row>& rows) {
+  std::stable_sort(rows.begin() + 1, rows.end(),
+                   [](const Row& a, const Row& b) { return a.bytes > b.bytes; });
+  for (Row& row : rows) {
+    row.is_best = std::none_of(rows.begin(), rows.end(), [&](const Row& other) {
+      const bool no_worse = other.bytes <= row.bytes && other.eval.kl_mean <= row.eval.kl_mean;
+      return no_worse && (other.bytes < row.bytes || other.eval.kl_mean < row.eval.kl_mean);
+    });
+  }
+}
+
+Json to_json(const Row& row) {
+  Json json = cli::to_json(row.eval);
+  json["recipe"] = row.recipe;
+  json["bytes"] = row.bytes;
+  json["bpw"] = row.bpw;
+  json["coded_bpw"] = row.coded_bpw;
+  json["prompt_tokens_per_second"] = row.speed.prompt_median;
+  json["generated_tokens_per_second"] = row.speed.generated_median;
+  json["pareto"] = row.is_best;
+  if (!row.sample.empty()) json["sample"] = row.sample;
+  return json;
+}
+
+void print_table(const std::vector<Row>& rows, bool with_speed) {
+  size_t width = 8;
+  for (const Row& row : rows) width = std::max(width, row.recipe.size());
+  fmt::print("  {:{}} {:>7} {:>7} {:>11} {:>9} {:>9} {:>7}{}\n", "recipe", width, "bpw", "linear",
+             "bytes", "ppl", "KL", "top-1",
+             with_speed ? fmt::format(" {:>9} {:>9}", "prompt/s", "gen/s") : "");
+  for (const Row& row : rows) {
+    fmt::print("{} {:{}} {:7.3f} {:>7} {:11} {:9.3f}", row.is_best ? '*' : ' ', row.recipe, width,
+               row.bpw, row.coded_bpw > 0 ? fmt::format("{:.3f}", row.coded_bpw) : "-", row.bytes,
+               row.eval.ppl);
+    if (row.eval.has_base) {
+      fmt::print(" {:9.5f} {:6.2f}%", row.eval.kl_mean, 100 * row.eval.top1);
+    } else {
+      fmt::print(" {:>9} {:>7}", "-", "-");
+    }
+    if (with_speed) {
+      fmt::print(" {:9.0f} {:9.0f}", row.speed.prompt_median, row.speed.generated_median);
+    }
+    fmt::print("\n");
+  }
+  fmt::print(
+      "bpw: all bytes of the weight files over all parameters; linear: coded matrices alone;\n"
+      "KL: nats per token to the original; *: nothing smaller is as close to the original.\n");
+}
+
+void print_csv(const std::vector<Row>& rows) {
+  fmt::print(
+      "recipe,bytes,bpw,coded_bpw,ppl,stderr,kl_mean,kl_p99,top1,prompt_tokens_per_second,"
+      "generated_tokens_per_second,pareto\n");
+  for (const Row& row : rows) {
+    fmt::print("\"{}\",{},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.2f},{:.2f},{}\n",
+               row.recipe, row.bytes, row.bpw, row.coded_bpw, row.eval.ppl, row.eval.ppl_stderr,
+               row.eval.kl_mean, row.eval.kl_p99, row.eval.has_base ? row.eval.top1 : 1.0,
+               row.speed.prompt_median, row.speed.generated_median, row.is_best ? 1 : 0);
+  }
+}
+
+Result<Row> compress_one(const CompareOptions& o, const std::string& text, ProgressBar& bar) {
+  QUERN_ASSIGN(const Recipe recipe, Recipe::load(text));
+  Row row;
+  row.recipe = recipe.canonical();
+  row.path = output_folder(o, row.recipe);
+  if (std::filesystem::exists(row.path)) return row;
+  std::error_code problem;
+  std::filesystem::create_directories(o.work, problem);
+  if (problem) return error("{}: {}", o.work, problem.message());
+  CompressOptions options = o.compress;
+  options.model = o.model;
+  options.out = row.path;
+  options.recipe = text;
+  options.observe = [&](const Json& event) {
+    if (event["event"] == "progress") {
+      bar.show(event["done"], fmt::format("{}  {}", event["what"].get<std::string>(), row.recipe));
+    }
+    return !interrupted();
+  };
+  const auto result = compress(options);
+  if (!result) return tl::unexpected(in_context(result.error(), row.recipe));
+  for (const std::string& note : result->notes) bar.note("note  " + note);
+  return row;
+}
+
+Status run_compare(const CompareOptions& o) {
+  const std::vector<std::string> recipes = split_recipes(o.recipes);
+  for (const std::string& text : recipes) {  // all are checked before any work
+    QUERN_TRY(Recipe::load(text));
+  }
+  QUERN_ASSIGN(const std::string text, evaluation_text(o.text));
+  QUERN_ASSIGN(const auto base, Model::open(o.model));
+  QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o.model));
+  const std::vector<Token> ids = tokenizer->tokenize(text);
+  ProgressBar bar(o.json || o.csv);
+  std::vector<Row> rows(1);
+  rows[0].recipe = "original";
+  for (const std::string& recipe : recipes) {
+    QUERN_ASSIGN(Row row, compress_one(o, recipe, bar));
+    rows.push_back(std::move(row));
+  }
+  for (Row& row : rows) QUERN_TRY(measure(o, *base, *tokenizer, ids, bar, row));
+  bar.clear();
+  rank(rows);
+  if (o.json) {
+    Json list = Json::array();
+    for (const Row& row : rows) list.push_back(to_json(row));
+    fmt::print("{}\n", list.dump(1, ' ', false, Json::error_handler_t::replace));
+  } else if (o.csv) {
+    print_csv(rows);
+  } else {
+    print_table(rows, !o.no_speed);
+    for (const Row& row : rows) {
+      if (!row.sample.empty()) fmt::print("\n[{}]\n{}{}\n", row.recipe, o.prompt, row.sample);
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Action declare_compare(CLI::App& app) {
+  const auto o = std::make_shared<CompareOptions>();
+  o->work = default_work_folder();
+  add_model(app, o->model);
+  app.add_option("--recipes", o->recipes, "recipes, separated by ';'")->required();
+  app.add_option("--text,-f", o->text, "evaluation text; default: the bundled one");
+  app.add_option("--ctx,-c", o->eval.n_ctx, "tokens of a window")->check(CLI::Range(4, 1 << 24));
+  app.add_option("--windows,--chunks", o->eval.max_windows, "score only the first windows; 0: all");
+  add_calibration(app, o->compress);
+  app.add_option("--work", o->work, "where compressed models are kept");
+  app.add_option("-p,--prompt", o->prompt, "also continue this text greedily with each model");
+  app.add_option("-n,--predict", o->n_predict, "tokens to continue it with");
+  app.add_flag("--no-speed", o->no_speed, "do not time the models");
+  app.add_flag("--csv", o->csv, "comma-separated output");
+  add_threads(app);
+  add_json(app, o->json);
+  app.footer(
+      "Example:\n"
+      "  quern compare models/tiny --recipes 'rtn(int(8)); rotate(rht) | ldlq(int(4, group=64))'");
+  return [o] { return run_compare(*o); };
+}
+
+}  // namespace quern::cli

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <memory>
+
+#include "cli/command.h"
+
+namespace quern::cli {
+
+Action declare_eval(CLI::App& app) {
+  struct Options {
+    std::string model, base, text, protocol = "bos_windows";
+    EvalOptions eval;
+    bool json = false;
+  };
+  const auto o = std::make_shared<Options>();
+  add_model(app, o->model);
+  app.add_option("--text,-f", o->text, "text file; default: the bundled evaluation text");
+  app.add_option("--base", o->base, "model to measure the divergence from");
+  app.add_option("--ctx,-c", o->eval.n_ctx, "tokens of a window")->check(CLI::Range(4, 1 << 24));
+  app.add_option("--windows,--chunks", o->eval.max_windows, "score only the first windows; 0: all");
+  app.add_option("--protocol", o->protocol,
+                 "bos_windows: BOS before each window, all scored; strided: no BOS; second_half: "
+                 "BOS, second half scored")
+      ->check(CLI::IsMember({"bos_windows", "strided", "second_half"}));
+  add_threads(app);
+  add_json(app, o->json);
+  app.footer("Example:\n  quern eval out --text wiki.txt --ctx 1024 --base models/tiny --json");
+  return [o]() -> Status {
+    QUERN_ASSIGN(const std::string text, evaluation_text(o->text));
+    QUERN_ASSIGN(const auto model, Model::open(o->model));
+    std::unique_ptr<Model> base;
+    if (!o->base.empty()) {
+      QUERN_ASSIGN(base, Model::open(o->base));
+    }
+    QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o->model));
+    const std::vector<Token> ids = tokenizer->tokenize(text);
+    ProgressBar bar(o->json);
+    o->eval.protocol = *protocol_from_name(o->protocol);
+    o->eval.n_ctx = std::min(o->eval.n_ctx, model->desc().n_context);
+    o->eval.proceed = [&](double done) {
+      bar.show(done, "eval");
+      return !interrupted();
+    };
+    QUERN_ASSIGN(const EvalResult result, evaluate(*model, base.get(), ids, o->eval));
+    bar.clear();
+    const ModelFiles& files = model->files();
+    if (o->json) {
+      Json json = to_json(result);
+      json["bytes"] = files.weight_bytes();
+      json["bpw"] = files.bpw();
+      json["coded_bpw"] = files.coded_bpw();
+      json["protocol"] = o->protocol;
+      json["ctx"] = o->eval.n_ctx;
+      json["text"] = o->text.empty() ? "bundled" : o->text;
+      fmt::print("{}\n", json.dump());
+      return {};
+    }
+    fmt::print("perplexity  {:.4f} +- {:.4f}  ({} tokens, {} windows of {})\n", result.ppl,
+               result.ppl_stderr, result.n_tokens, o->protocol, o->eval.n_ctx);
+    fmt::print("size        {}, {:.3f} bits per weight\n",
+               human_bytes(static_cast<double>(files.weight_bytes())), files.bpw());
+    fmt::print("speed       {:.1f} tokens/s\n", result.tokens_per_second);
+    if (result.has_base) {
+      fmt::print(
+          "divergence  {:.5f} +- {:.5f} nats mean, {:.4f} at 99 %, same top token {:.2f} %\n",
+          result.kl_mean, result.kl_stderr, result.kl_p99, 100 * result.top1);
+    }
+    return {};
+  };
+}
+
+}  // namespace quern::cli

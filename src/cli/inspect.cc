@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <map>
+#include <memory>
+
+#include "cli/command.h"
+
+namespace quern::cli {
+namespace {
+
+struct Row {
+  std::string name, kind;
+  int64_t n_weights = 0;
+  uint64_t bytes = 0;
+  double error = -1;
+};
+
+// Every stored tensor belongs to exactly one row, so that the rows add up to the file.
+std::vector<Row> rows_of(const ModelFiles& files) {
+  std::map<std::string, Row> rows;
+  for (const TensorInfo& tensor : files.store().checkpoint().tensors()) {
+    std::string weight = tensor.name;
+    const size_t dot = tensor.name.rfind('.');
+    if (dot != std::string::npos && files.packed().tensors.contains(tensor.name.substr(0, dot))) {
+      weight = tensor.name.substr(0, dot);
+    }
+    Row& row = rows[weight];
+    row.name = weight;
+    row.bytes += tensor.n_bytes;
+    if (const auto packed = files.packed().tensors.find(weight);
+        packed != files.packed().tensors.end()) {
+      row.kind = packed->second.codec->spec();
+      row.n_weights = packed->second.n_out * packed->second.n_in;
+      row.error = packed->second.error;
+    } else {
+      row.kind = dtype_name(tensor.dtype);
+      row.n_weights = element_count(tensor.shape).value_or(0);
+    }
+  }
+  std::vector<Row> list;
+  for (auto& [name, row] : rows) list.push_back(std::move(row));
+  return list;
+}
+
+void print_rows(const ModelFiles& files, const std::vector<Row>& rows) {
+  const Packed& packed = files.packed();
+  if (!packed.empty()) {
+    fmt::print("recipe       {}\n", packed.recipe);
+    fmt::print("seed         {}\n", packed.seed);
+    fmt::print("calibration  {}\n",
+               packed.calibration.empty() ? "none" : packed.calibration.dump());
+    fmt::print("source       {}\n", packed.source_digest);
+    fmt::print("written by   quern {}\n", packed.quern_version);
+  }
+  fmt::print("{:56} {:>28} {:>12} {:>8} {:>10}\n", "tensor", "kind", "bytes", "bpw", "error");
+  uint64_t total = 0;
+  for (const Row& row : rows) {
+    const double bpw = row.n_weights > 0 ? 8.0 * static_cast<double>(row.bytes) /
+                                               static_cast<double>(row.n_weights)
+                                         : 0;
+    fmt::print("{:56} {:>28} {:>12} {:>8.3f} {:>10}\n", row.name, row.kind, row.bytes, bpw,
+               row.error >= 0 ? fmt::format("{:.3e}", row.error) : "");
+    total += row.bytes;
+  }
+  fmt::print("{:56} {:>28} {:>12}\n", "headers", "", files.weight_bytes() - total);
+  fmt::print("{:56} {:>28} {:>12} {:>8.3f}\n", "total", "", files.weight_bytes(), files.bpw());
+}
+
+}  // namespace
+
+Action declare_inspect(CLI::App& app) {
+  struct Options {
+    std::string model;
+    bool json = false;
+  };
+  const auto o = std::make_shared<Options>();
+  add_model(app, o->model);
+  add_json(app, o->json);
+  return [o]() -> Status {
+    QUERN_ASSIGN(const auto files, ModelFiles::open(o->model));
+    const std::vector<Row> rows = rows_of(*files);
+    if (!o->json) {
+      const ModelDesc& model = files->desc();
+      fmt::print("{}: {}, {} layers, d_model {}, {} parameters\n", o->model, model.arch,
+                 model.layers.size(), model.d_model, files->n_params());
+      print_rows(*files, rows);
+      return {};
+    }
+    Json list = Json::array();
+    for (const Row& row : rows) {
+      Json item = {
+          {"name", row.name}, {"kind", row.kind}, {"weights", row.n_weights}, {"bytes", row.bytes}};
+      if (row.error >= 0) item["error"] = row.error;
+      list.push_back(std::move(item));
+    }
+    Json json = {{"arch", files->desc().arch},      {"params", files->n_params()},
+                 {"bytes", files->weight_bytes()},  {"bpw", files->bpw()},
+                 {"coded_bpw", files->coded_bpw()}, {"tensors", std::move(list)}};
+    if (!files->packed().empty()) {
+      json["quantization"] = files->packed().to_json();
+      json["quantization"].erase("tensors");
+    }
+    fmt::print("{}\n", json.dump(1));
+    return {};
+  };
+}
+
+}  // namespace quern::cli
