@@ -13,7 +13,7 @@ namespace {
 constexpr size_t kMaxPatternBytes = 16384;
 constexpr uint32_t kMatchLimit = 2'000'000;  // raised with the length of the text, see cut()
 constexpr uint32_t kHeapLimitKib = 256 * 1024;
-constexpr size_t kJitStackStart = 64 * 1024, kJitStackMax = 16 * 1024 * 1024;
+constexpr size_t kJitStackStart = 64 * 1024, kJitStackMax = 128 * 1024 * 1024;
 constexpr int kMaxFailures = 4;
 
 }  // namespace
