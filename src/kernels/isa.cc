@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What this machine can run. The list of features is the list of flags in CMakeLists.txt.
+#include <cpuid.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <string_view>
@@ -20,9 +22,19 @@ std::string_view isa_name(Isa isa) {
   return "?";
 }
 
+namespace {
+
+// clang's __builtin_cpu_supports does not know this one.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+}  // namespace
+
 bool host_has(Isa isa) {
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                        __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+                        has_f16c() && __builtin_cpu_supports("bmi2");
   switch (isa) {
     case Isa::kRef:
       return true;
