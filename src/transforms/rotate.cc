@@ -68,13 +68,15 @@ class Rotate final : public Transform {
  private:
   // Why a site of this model cannot be rotated; empty if it can.
   static std::string obstacle(const ModelDesc& model, Site site) {
+    const LayerDesc& first = model.layers[0];
     for (const LayerDesc& layer : model.layers) {
-      const AttentionDesc& attention = layer.attention;
-      const AttentionDesc& first = model.layers[0].attention;
-      if (attention.d_head != first.d_head || attention.n_heads != first.n_heads ||
-          layer.mlp.d_ffn != model.layers[0].mlp.d_ffn) {
-        return "layers differ in size";
-      }
+      // One operator serves a site in all layers; the stream has one width anyway.
+      const bool is_same =
+          site == Site::kResidual ||
+          (site == Site::kFfn ? layer.mlp.d_ffn == first.mlp.d_ffn
+                              : layer.attention.d_head == first.attention.d_head &&
+                                    layer.attention.n_heads == first.attention.n_heads);
+      if (!is_same) return "layers differ in size";
       if (site != Site::kResidual) continue;
       if (layer.attn_norm.kind != NormKind::kRms || layer.mlp_norm.kind != NormKind::kRms) {
         return "its LayerNorm does not commute with a rotation (it would have to become an RMSNorm "
