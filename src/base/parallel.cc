@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// A pool of workers that sleep between jobs. A worker first spins for a few microseconds, because
-// one generated token issues hundreds of small jobs, and then waits on a condition variable, so
-// that a core taken by another process costs its share and no more.
+// A pool of workers that sleep between jobs. A worker first spins for some microseconds, because
+// one generated token issues hundreds of small jobs, and then waits on a condition variable.
+//
+// A job is over when its pieces are done, not when every worker has looked at it: the caller takes
+// pieces like anyone else, so that a worker whose core is busy with another process costs its share
+// of the work and no more. A late worker must not touch a job that is over: a piece is claimed by
+// compare-and-swap on job number and piece index together, and a claimed piece keeps its job alive.
 #include "base/parallel.h"
 
 #include <immintrin.h>
@@ -41,81 +45,102 @@ class Pool {
 
   void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
     const std::lock_guard<std::mutex> one_job(run_mutex_);
+    Job job;
+    bool is_any_asleep;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      body_ = &body;
-      n_ = n;
-      grain_ = grain;
-      next_.store(0, std::memory_order_relaxed);
-      busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-      job_.fetch_add(1, std::memory_order_release);
+      job = {static_cast<uint32_t>(job_.number + 1), n, grain, &body};
+      job_ = job;
+      n_done_.store(0, std::memory_order_relaxed);
+      next_.store(uint64_t{job.number} << 32, std::memory_order_release);
+      is_any_asleep = n_asleep_ > 0;
     }
-    wake_.notify_all();
-    take_pieces();
-    for (int spin = 0; busy_.load(std::memory_order_acquire) != 0; ++spin) {
+    if (is_any_asleep) wake_.notify_all();
+    take_pieces(job);
+    const int64_t n_pieces = job.n_pieces();
+    for (int spin = 0; n_done_.load(std::memory_order_acquire) != n_pieces; ++spin) {
       if (spin < kSpins) {
         _mm_pause();
         continue;
       }
       std::unique_lock<std::mutex> lock(mutex_);
-      done_.wait(lock, [this] { return busy_.load(std::memory_order_acquire) == 0; });
+      done_.wait(lock, [&] { return n_done_.load(std::memory_order_acquire) == n_pieces; });
     }
   }
 
  private:
-  void take_pieces() {
-    inside_parallel_for = true;
+  struct Job {
+    uint32_t number = 0;
+    int64_t n = 0, grain = 1;
+    const std::function<void(int64_t, int64_t)>* body = nullptr;
+    int64_t n_pieces() const { return ceil_div(n, grain); }
+  };
+
+  // The index of a piece of this job that is now ours, or -1.
+  int64_t claim(const Job& job) {
+    uint64_t next = next_.load(std::memory_order_acquire);
     for (;;) {
-      const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-      if (begin >= n_) break;
-      (*body_)(begin, std::min(n_, begin + grain_));
+      const auto piece = static_cast<int64_t>(next & 0xffffffffu);
+      if (next >> 32 != job.number || piece >= job.n_pieces()) return -1;
+      if (next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel)) return piece;
+    }
+  }
+
+  void take_pieces(const Job& job) {
+    inside_parallel_for = true;
+    for (int64_t piece = claim(job); piece >= 0; piece = claim(job)) {
+      const int64_t begin = piece * job.grain;
+      (*job.body)(begin, std::min(job.n, begin + job.grain));
+      if (n_done_.fetch_add(1, std::memory_order_acq_rel) + 1 == job.n_pieces()) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        done_.notify_all();
+      }
     }
     inside_parallel_for = false;
   }
 
   void work() {
-    uint64_t seen = 0;
+    uint32_t seen = 0;
     for (;;) {
-      for (int spin = 0; spin < kSpins && job_.load(std::memory_order_acquire) == seen; ++spin) {
+      for (int spin = 0; spin < kSpins; ++spin) {
+        if (static_cast<uint32_t>(next_.load(std::memory_order_acquire) >> 32) != seen) break;
         _mm_pause();
       }
+      Job job;
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return job_.load(std::memory_order_acquire) != seen; });
-        seen = job_.load(std::memory_order_relaxed);
-        if (stopping_) return;
+        ++n_asleep_;
+        wake_.wait(lock, [&] { return job_.number != seen || is_stopping_; });
+        --n_asleep_;
+        if (is_stopping_) return;
+        job = job_;
+        seen = job.number;
       }
-      take_pieces();
-      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        done_.notify_all();
-      }
+      take_pieces(job);
     }
   }
 
   void stop() {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      stopping_ = true;
-      job_.fetch_add(1, std::memory_order_release);
+      is_stopping_ = true;
     }
     wake_.notify_all();
     for (std::thread& worker : workers_) worker.join();
     workers_.clear();
-    stopping_ = false;
-    job_.store(0);
+    is_stopping_ = false;
   }
 
-  std::mutex run_mutex_, mutex_;
+  std::mutex run_mutex_;  // one job at a time
+  std::mutex mutex_;      // guards what follows, but for the atomics
   std::condition_variable wake_, done_;
   std::vector<std::thread> workers_;
-  std::atomic<uint64_t> job_{0};
-  std::atomic<int64_t> next_{0};
-  std::atomic<int> busy_{0};
-  const std::function<void(int64_t, int64_t)>* body_ = nullptr;
-  int64_t n_ = 0, grain_ = 1;
+  Job job_;
+  int n_asleep_ = 0;
+  bool is_stopping_ = false;
+  std::atomic<uint64_t> next_{0};  // job number << 32 | next piece
+  std::atomic<int64_t> n_done_{0};
   int n_threads_ = 0;
-  bool stopping_ = false;
 };
 
 Pool& pool() {
@@ -130,7 +155,7 @@ void set_thread_count(int n_threads) { pool().resize(n_threads); }
 int thread_count() { return pool().size(); }
 
 void parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  QUERN_CHECK(grain > 0);
+  QUERN_CHECK(grain > 0 && n / grain < (int64_t{1} << 31));
   if (n <= 0) return;
   if (inside_parallel_for || n <= grain || pool().size() == 1) {
     for (int64_t begin = 0; begin < n; begin += grain) body(begin, std::min(n, begin + grain));

@@ -33,7 +33,8 @@ void int_decode_row_avx512(const IntRow& row, float* dst) {
   const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << row.bits) - 1));
   const int64_t total_bytes = (row.n * row.bits + 7) / 8;
   int64_t group_end = 0, group_index = -1;
-  __m512 scale = _mm512_setzero_ps(), zero = _mm512_setzero_ps();
+  __m512 scale = _mm512_setzero_ps();
+  __m512i zero = _mm512_set1_epi32(1 << (row.bits - 1));
   for (int64_t i = 0; i < row.n; i += 64) {
     const int64_t first_byte = i / 8 * row.bits;
     const int64_t left = total_bytes - first_byte;
@@ -42,24 +43,24 @@ void int_decode_row_avx512(const IntRow& row, float* dst) {
     const __m512i bytes = _mm512_maskz_loadu_epi8(in_row, row.codes + first_byte);
     const __m512i spread = _mm512_permutexvar_epi8(index, bytes);
     const __m512i codes = _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, spread), mask);
-    alignas(64) uint8_t unpacked[64];
-    _mm512_store_si512(unpacked, codes);
-    for (int64_t j = 0; j < 64 && i + j < row.n; j += 16) {
-      if (i + j >= group_end) {
+    const __m128i quarters[4] = {_mm512_castsi512_si128(codes), _mm512_extracti32x4_epi32(codes, 1),
+                                 _mm512_extracti32x4_epi32(codes, 2),
+                                 _mm512_extracti32x4_epi32(codes, 3)};
+    for (int q = 0; q < 4 && i + 16 * q < row.n; ++q) {
+      const int64_t at = i + 16 * q;
+      if (at >= group_end) {
         ++group_index;
         group_end += row.group;
         scale = _mm512_set1_ps(half_at(row.scales, group_index));
-        zero = _mm512_set1_ps(row.zeros != nullptr ? static_cast<float>(row.zeros[group_index])
-                                                   : static_cast<float>(1 << (row.bits - 1)));
+        if (row.zeros != nullptr) zero = _mm512_set1_epi32(row.zeros[group_index]);
       }
-      const __m128i sixteen = _mm_load_si128(reinterpret_cast<const __m128i*>(unpacked + j));
-      const __m512 value = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(sixteen));
-      const __m512 result = _mm512_mul_ps(scale, _mm512_sub_ps(value, zero));
-      const int64_t n = row.n - i - j;
+      const __m512i centred = _mm512_sub_epi32(_mm512_cvtepu8_epi32(quarters[q]), zero);
+      const __m512 result = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(centred));
+      const int64_t n = row.n - at;
       if (n >= 16) {
-        _mm512_storeu_ps(dst + i + j, result);
+        _mm512_storeu_ps(dst + at, result);
       } else {
-        _mm512_mask_storeu_ps(dst + i + j, static_cast<__mmask16>((1u << n) - 1), result);
+        _mm512_mask_storeu_ps(dst + at, static_cast<__mmask16>((1u << n) - 1), result);
       }
     }
   }

@@ -10,16 +10,24 @@
 namespace quern {
 namespace {
 
-// Rows decoded at a time: enough for the dot kernel's tiles, small enough to stay in L2.
-constexpr int64_t kDecodedFloats = 64 << 10;
+// Floats decoded at a time: for a few tokens they pass through the first cache once; for many they
+// stay in the second while the tokens go by. Never fewer rows than the dot kernel takes at once.
+constexpr int64_t kDecodedForFew = 4 << 10;
+constexpr int64_t kDecodedForMany = 64 << 10;
+constexpr int64_t kFewTokens = 8;
 constexpr int64_t kMinRows = 8;
 // Below this many multiply-adds one piece is all the work: waking a thread costs more.
-constexpr int64_t kMinWork = 32 << 10;
+constexpr int64_t kMinWork = 64 << 10;
+
+int64_t rows_decoded(int64_t n_in, int64_t n) {
+  const int64_t floats = n <= kFewTokens ? kDecodedForFew : kDecodedForMany;
+  return std::max(kMinRows, floats / std::max<int64_t>(1, n_in));
+}
 
 int64_t rows_per_piece(const LinearWeight& weight, int64_t n) {
-  const int64_t by_cache = std::max(kMinRows, kDecodedFloats / std::max<int64_t>(1, weight.n_in));
+  const int64_t by_cache = std::min<int64_t>(rows_decoded(weight.n_in, n), 64);
   const int64_t by_work = kMinWork / std::max<int64_t>(1, n * weight.n_in);
-  return std::min(std::max(std::min<int64_t>(by_cache, 64), by_work), weight.n_out);
+  return std::min(std::max(by_cache, by_work), weight.n_out);
 }
 
 // y[:, first .. first + n_rows) for one piece of rows.
@@ -31,7 +39,7 @@ void linear_piece(const LinearWeight& weight, MatrixView<const float> x, int64_t
     k.dot_tile(x.data, x.stride, x.rows, rows, weight.n_in, n_rows, weight.n_in, y.data + first,
                y.stride);
   } else {
-    const int64_t step = std::max(kMinRows, kDecodedFloats / std::max<int64_t>(1, weight.n_in));
+    const int64_t step = rows_decoded(weight.n_in, x.rows);
     thread_local AlignedVector<float> decoded;
     decoded.resize(static_cast<size_t>(std::min(step, n_rows) * weight.n_in));
     for (int64_t r = 0; r < n_rows; r += step) {
@@ -49,8 +57,9 @@ void linear_piece(const LinearWeight& weight, MatrixView<const float> x, int64_t
 
 size_t LinearWeight::n_bytes() const {
   if (codec == nullptr) return static_cast<size_t>(n_out * n_in * dtype_bits(dtype) / 8);
+  const auto planes = codec->planes(n_out, n_in);
   size_t total = 0;
-  for (const PlaneSpec& plane : *codec->planes(n_out, n_in)) total += plane.n_bytes();
+  for (size_t i = 0; planes && i < planes->size(); ++i) total += (*planes)[i].n_bytes();
   return total;
 }
 
