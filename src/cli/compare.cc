@@ -71,32 +71,36 @@ std::string output_folder(const CompareOptions& o, const std::string& canonical)
   return fmt::format("{}/{:016x}", o.work, XXH3_64bits(key.data(), key.size()));
 }
 
-Status measure(const CompareOptions& o, const Model& base, const Tokenizer& tokenizer,
-               std::span<const Token> ids, ProgressBar& bar, Row& row) {
-  std::unique_ptr<Model> opened;
-  const Model* model = &base;
-  if (!row.path.empty()) {
-    QUERN_ASSIGN(opened, Model::open(row.path));
-    model = opened.get();
-  }
-  row.bytes = model->files().weight_bytes();
-  row.bpw = model->files().bpw();
-  row.coded_bpw = model->files().coded_bpw();
+// The rows' models; the first is the original.
+using Models = std::vector<const Model*>;
+
+Status measure_quality(const CompareOptions& o, const Models& models, std::span<const Token> ids,
+                       ProgressBar& bar, std::vector<Row>& rows) {
   EvalOptions eval = o.eval;
-  eval.n_ctx = std::min(eval.n_ctx, model->desc().n_context);
+  eval.n_ctx = std::min(eval.n_ctx, models[0]->desc().n_context);
   eval.proceed = [&](double done) {
-    bar.show(done, "eval  " + row.recipe);
+    bar.show(done, fmt::format("evaluate {} models", models.size()));
     return !interrupted();
   };
-  QUERN_ASSIGN(row.eval, evaluate(*model, opened == nullptr ? nullptr : &base, ids, eval));
+  QUERN_ASSIGN(const std::vector<EvalResult> results, evaluate(models, models[0], ids, eval));
+  for (size_t i = 0; i < rows.size(); ++i) rows[i].eval = results[i];
+  rows[0].eval.has_base = false;
+  return {};
+}
+
+Status measure_one(const CompareOptions& o, const Model& model, const Tokenizer& tokenizer,
+                   Row& row) {
+  row.bytes = model.files().weight_bytes();
+  row.bpw = model.files().bpw();
+  row.coded_bpw = model.files().coded_bpw();
   if (!o.no_speed) {
     SpeedOptions speed = o.speed;
-    speed.n_prompt = std::min(speed.n_prompt, model->desc().n_context - speed.n_generate);
-    QUERN_ASSIGN(row.speed, measure_speed(*model, speed));
+    speed.n_prompt = std::min(speed.n_prompt, model.desc().n_context - speed.n_generate);
+    QUERN_ASSIGN(row.speed, measure_speed(model, speed));
   }
   if (o.prompt.empty()) return {};
   std::vector<Token> prompt = tokenizer.tokenize(o.prompt);
-  if (model->desc().bos >= 0) prompt.insert(prompt.begin(), model->desc().bos);
+  if (model.desc().bos >= 0) prompt.insert(prompt.begin(), model.desc().bos);
   GenerateOptions options;
   options.n_predict = o.n_predict;
   options.sampler.temperature = 0;
@@ -104,7 +108,7 @@ Status measure(const CompareOptions& o, const Model& base, const Tokenizer& toke
     row.sample += piece;
     return !interrupted();
   };
-  QUERN_TRY(generate(*model, tokenizer, prompt, options));
+  QUERN_TRY(generate(model, tokenizer, prompt, options));
   return {};
 }
 
@@ -211,7 +215,17 @@ Status run_compare(const CompareOptions& o) {
     QUERN_ASSIGN(Row row, compress_one(o, recipe, bar));
     rows.push_back(std::move(row));
   }
-  for (Row& row : rows) QUERN_TRY(measure(o, *base, *tokenizer, ids, bar, row));
+  std::vector<std::unique_ptr<Model>> opened;
+  Models models = {base.get()};
+  for (size_t i = 1; i < rows.size(); ++i) {
+    QUERN_ASSIGN(auto model, Model::open(rows[i].path));
+    models.push_back(model.get());
+    opened.push_back(std::move(model));
+  }
+  QUERN_TRY(measure_quality(o, models, ids, bar, rows));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    QUERN_TRY(measure_one(o, *models[i], *tokenizer, rows[i]));
+  }
   bar.clear();
   rank(rows);
   if (o.json) {

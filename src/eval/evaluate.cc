@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
 #include "model/sampler.h"
@@ -72,44 +73,90 @@ Result<std::vector<Window>> cut(const ModelDesc& model, std::span<const Token> t
   return windows;
 }
 
-class Evaluation {
+// What a model makes of one window, a chunk of positions at a time.
+class WindowRun {
  public:
-  Evaluation(const Model& model, const Model* base) : model_(model), base_(base) {}
+  explicit WindowRun(const Model& model) : model_(model) {}
 
-  Status add(const Window& window) {
+  Status forward(const Window& window) {
     const auto n = static_cast<int64_t>(window.input.size());
-    Matrix<float> hidden(n, model_.desc().d_model), base_hidden;
+    if (hidden_.rows() != n) hidden_ = Matrix<float>(n, model_.desc().d_model);
     const auto start = Clock::now();
     QUERN_ASSIGN(KvCache cache, model_.make_cache(n));
-    QUERN_TRY(model_.forward(cache, window.input, hidden.view()));
+    QUERN_TRY(model_.forward(cache, window.input, hidden_.view()));
     seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
-    if (base_ != nullptr) {
-      base_hidden = Matrix<float>(n, base_->desc().d_model);
-      QUERN_ASSIGN(KvCache base_cache, base_->make_cache(n));
-      QUERN_TRY(base_->forward(base_cache, window.input, base_hidden.view()));
-    }
-    const int64_t n_vocab = model_.desc().n_vocab;
-    const int64_t chunk = std::max<int64_t>(1, kLogitFloats / n_vocab);
-    for (int64_t first = window.first_scored; first < n; first += chunk) {
-      const int64_t count = std::min(chunk, n - first);
-      score(hidden.view().row_range(first, count),
-            base_ == nullptr ? MatrixView<const float>()
-                             : MatrixView<const float>(base_hidden.view().row_range(first, count)),
-            {window.target.data() + first, static_cast<size_t>(count)});
-    }
-    n_fed_ += n;
     return {};
   }
 
-  EvalResult result() {
+  // Logits of positions [first, first + n).
+  const Matrix<float>& logits(int64_t first, int64_t n) {
+    if (logits_.rows() != n) logits_ = Matrix<float>(n, model_.desc().n_vocab);
+    const auto start = Clock::now();
+    model_.logits(hidden_.view().row_range(first, n), logits_.view());
+    seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
+    return logits_;
+  }
+
+  double seconds() const { return seconds_; }
+
+ private:
+  const Model& model_;
+  Matrix<float> hidden_, logits_;
+  double seconds_ = 0;
+};
+
+// KL(p || q) in double, given the log sums of both.
+double divergence(const float* p, double p_norm, const float* q, double q_norm, int64_t n) {
+  double sum = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    const double log_p = p[j] - p_norm;
+    sum += std::exp(log_p) * (log_p - (q[j] - q_norm));
+  }
+  return sum;
+}
+
+std::pair<double, double> mean_and_stderr(const std::vector<double>& values) {
+  const auto n = static_cast<double>(values.size());
+  double mean = 0, squares = 0;
+  for (const double value : values) mean += value / n;
+  for (const double value : values) squares += (value - mean) * (value - mean);
+  return {mean, n > 1 ? std::sqrt(squares / (n - 1) / n) : 0};
+}
+
+class Scores {
+ public:
+  // `base` null: no divergence. Rows are positions.
+  void add(const Matrix<float>& logits, const Matrix<float>* base, std::span<const Token> target) {
+    const int64_t n = logits.rows(), n_vocab = logits.cols();
+    const size_t at = nll_.size();
+    nll_.resize(at + static_cast<size_t>(n));
+    if (base != nullptr) kl_.resize(nll_.size());
+    std::vector<char> same(static_cast<size_t>(n));
+    parallel_for(n, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const std::span<const float> q(logits.row(i), static_cast<size_t>(n_vocab));
+        const double q_norm = kernels().log_sum_exp(q.data(), n_vocab);
+        const size_t place = at + static_cast<size_t>(i);
+        nll_[place] = q_norm - q[static_cast<size_t>(target[static_cast<size_t>(i)])];
+        if (base == nullptr) continue;
+        const std::span<const float> p(base->row(i), static_cast<size_t>(n_vocab));
+        const double p_norm = kernels().log_sum_exp(p.data(), n_vocab);
+        kl_[place] = divergence(p.data(), p_norm, q.data(), q_norm, n_vocab);
+        same[static_cast<size_t>(i)] = argmax(p) == argmax(q) ? 1 : 0;
+      }
+    });
+    n_same_top_ += std::count(same.begin(), same.end(), 1);
+  }
+
+  EvalResult result(double seconds, int64_t n_fed) {
     EvalResult result;
     result.n_tokens = static_cast<int64_t>(nll_.size());
     std::tie(result.nll, result.nll_stderr) = mean_and_stderr(nll_);
     result.ppl = std::exp(result.nll);
     result.ppl_stderr = result.ppl * result.nll_stderr;
-    result.seconds = seconds_;
-    result.tokens_per_second = seconds_ > 0 ? static_cast<double>(n_fed_) / seconds_ : 0;
-    if (base_ == nullptr) return result;
+    result.seconds = seconds;
+    result.tokens_per_second = seconds > 0 ? static_cast<double>(n_fed) / seconds : 0;
+    if (kl_.empty()) return result;
     result.has_base = true;
     std::tie(result.kl_mean, result.kl_stderr) = mean_and_stderr(kl_);
     const auto p99 = kl_.begin() + static_cast<int64_t>(0.99 * static_cast<double>(kl_.size()));
@@ -120,61 +167,54 @@ class Evaluation {
   }
 
  private:
-  void score(MatrixView<const float> hidden, MatrixView<const float> base_hidden,
-             std::span<const Token> target) {
-    const int64_t n = hidden.rows, n_vocab = model_.desc().n_vocab;
-    Matrix<float> logits(n, n_vocab), base_logits;
-    const auto start = Clock::now();
-    model_.logits(hidden, logits.view());
-    seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
-    if (base_ != nullptr) {
-      base_logits = Matrix<float>(n, n_vocab);
-      base_->logits(base_hidden, base_logits.view());
-    }
-    const size_t at = nll_.size();
-    nll_.resize(at + static_cast<size_t>(n));
-    if (base_ != nullptr) kl_.resize(at + static_cast<size_t>(n));
-    std::vector<char> same(static_cast<size_t>(n));
-    parallel_for(n, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const float* q = logits.row(i);
-        const double q_norm = kernels().log_sum_exp(q, n_vocab);
-        const size_t place = at + static_cast<size_t>(i);
-        nll_[place] = q_norm - q[target[static_cast<size_t>(i)]];
-        if (base_ == nullptr) continue;
-        const float* p = base_logits.row(i);
-        kl_[place] = divergence(p, q, q_norm, n_vocab);
-        same[static_cast<size_t>(i)] =
-            argmax({p, static_cast<size_t>(n_vocab)}) == argmax({q, static_cast<size_t>(n_vocab)});
-      }
-    });
-    n_same_top_ += std::count(same.begin(), same.end(), 1);
-  }
-
-  // KL(p || q) in double.
-  static double divergence(const float* p, const float* q, double q_norm, int64_t n) {
-    const double p_norm = kernels().log_sum_exp(p, n);
-    double sum = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      const double log_p = p[j] - p_norm;
-      sum += std::exp(log_p) * (log_p - (q[j] - q_norm));
-    }
-    return sum;
-  }
-
-  static std::pair<double, double> mean_and_stderr(const std::vector<double>& values) {
-    const auto n = static_cast<double>(values.size());
-    double mean = 0, squares = 0;
-    for (const double value : values) mean += value / n;
-    for (const double value : values) squares += (value - mean) * (value - mean);
-    return {mean, n > 1 ? std::sqrt(squares / (n - 1) / n) : 0};
-  }
-
-  const Model& model_;
-  const Model* base_;
   std::vector<double> nll_, kl_;
-  int64_t n_same_top_ = 0, n_fed_ = 0;
-  double seconds_ = 0;
+  int64_t n_same_top_ = 0;
+};
+
+class Evaluation {
+ public:
+  Evaluation(std::span<const Model* const> models, const Model* base)
+      : models_(models), base_(base), scores_(models.size()) {
+    for (const Model* model : models) runs_.emplace_back(*model);
+    if (base != nullptr) base_run_.emplace(*base);
+  }
+
+  Status add(const Window& window) {
+    const auto n = static_cast<int64_t>(window.input.size());
+    if (base_ != nullptr) QUERN_TRY(base_run_->forward(window));
+    for (size_t m = 0; m < models_.size(); ++m) {
+      if (models_[m] != base_) QUERN_TRY(runs_[m].forward(window));
+    }
+    const int64_t n_vocab = models_[0]->desc().n_vocab;
+    const int64_t chunk = std::max<int64_t>(1, kLogitFloats / n_vocab);
+    for (int64_t first = window.first_scored; first < n; first += chunk) {
+      const int64_t count = std::min(chunk, n - first);
+      const std::span<const Token> target(window.target.data() + first, static_cast<size_t>(count));
+      const Matrix<float>* base = base_ == nullptr ? nullptr : &base_run_->logits(first, count);
+      for (size_t m = 0; m < models_.size(); ++m) {
+        scores_[m].add(models_[m] == base_ ? *base : runs_[m].logits(first, count), base, target);
+      }
+    }
+    n_fed_ += n;
+    return {};
+  }
+
+  std::vector<EvalResult> results() {
+    std::vector<EvalResult> results;
+    for (size_t m = 0; m < models_.size(); ++m) {
+      const WindowRun& run = models_[m] == base_ ? *base_run_ : runs_[m];
+      results.push_back(scores_[m].result(run.seconds(), n_fed_));
+    }
+    return results;
+  }
+
+ private:
+  std::span<const Model* const> models_;
+  const Model* base_;
+  std::vector<WindowRun> runs_;
+  std::optional<WindowRun> base_run_;
+  std::vector<Scores> scores_;
+  int64_t n_fed_ = 0;
 };
 
 }  // namespace
@@ -190,21 +230,32 @@ std::string_view protocol_name(Protocol protocol) {
   return kProtocols[static_cast<size_t>(protocol)].name;
 }
 
-Result<EvalResult> evaluate(const Model& model, const Model* base, std::span<const Token> text,
-                            const EvalOptions& options) {
-  if (base != nullptr && base->desc().n_vocab != model.desc().n_vocab) {
-    return usage_error("the base has {} tokens in its vocabulary, the model {}",
-                       base->desc().n_vocab, model.desc().n_vocab);
+Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, const Model* base,
+                                         std::span<const Token> text, const EvalOptions& options) {
+  QUERN_CHECK(!models.empty());
+  for (const Model* model : models) {
+    const Model& other = base != nullptr ? *base : *models[0];
+    if (model->desc().n_vocab != other.desc().n_vocab) {
+      return usage_error("the models have vocabularies of {} and {} tokens", model->desc().n_vocab,
+                         other.desc().n_vocab);
+    }
   }
-  QUERN_ASSIGN(const std::vector<Window> windows, cut(model.desc(), text, options));
-  Evaluation evaluation(model, base);
+  QUERN_ASSIGN(const std::vector<Window> windows, cut(models[0]->desc(), text, options));
+  Evaluation evaluation(models, base);
   for (size_t i = 0; i < windows.size(); ++i) {
     if (!options.proceed(static_cast<double>(i) / static_cast<double>(windows.size()))) {
       return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
     }
     QUERN_TRY(evaluation.add(windows[i]));
   }
-  return evaluation.result();
+  return evaluation.results();
+}
+
+Result<EvalResult> evaluate(const Model& model, const Model* base, std::span<const Token> text,
+                            const EvalOptions& options) {
+  const Model* const one = &model;
+  QUERN_ASSIGN(std::vector<EvalResult> results, evaluate({&one, 1}, base, text, options));
+  return results[0];
 }
 
 }  // namespace quern

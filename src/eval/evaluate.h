@@ -43,7 +43,11 @@ struct EvalResult {
   double top1 = 0;  // share of positions where both rank the same token first
 };
 
-// Logits exist for a few positions at a time only.
+// Evaluates models side by side: every window is run by the base once and by each model in turn, so
+// comparing many costs the base once. `base` may be null. Logits exist for a few positions at a
+// time only. A model that is its own base has divergence zero and is not run twice.
+Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, const Model* base,
+                                         std::span<const Token> text, const EvalOptions& options);
 Result<EvalResult> evaluate(const Model& model, const Model* base, std::span<const Token> text,
                             const EvalOptions& options);
 
