@@ -174,7 +174,9 @@ void print_csv(const std::vector<Row>& rows) {
   }
 }
 
-Result<Row> compress_one(const CompareOptions& o, const std::string& text, ProgressBar& bar) {
+// `corpus` is made when the first recipe needs it and serves all.
+Result<Row> compress_one(const CompareOptions& o, const std::string& text, ProgressBar& bar,
+                         std::optional<Corpus>& corpus) {
   QUERN_ASSIGN(const Recipe recipe, Recipe::load(text));
   Row row;
   row.recipe = recipe.canonical();
@@ -193,6 +195,12 @@ Result<Row> compress_one(const CompareOptions& o, const std::string& text, Progr
     }
     return !interrupted();
   };
+  if (recipe.needs_hessian()) {
+    if (!corpus) {
+      QUERN_ASSIGN(corpus, gather_corpus(options));
+    }
+    options.given_corpus = &*corpus;
+  }
   const auto result = compress(options);
   if (!result) return tl::unexpected(in_context(result.error(), row.recipe));
   for (const std::string& note : result->notes) bar.note("note  " + note);
@@ -211,8 +219,9 @@ Status run_compare(const CompareOptions& o) {
   ProgressBar bar(o.json || o.csv);
   std::vector<Row> rows(1);
   rows[0].recipe = "original";
+  std::optional<Corpus> corpus;
   for (const std::string& recipe : recipes) {
-    QUERN_ASSIGN(Row row, compress_one(o, recipe, bar));
+    QUERN_ASSIGN(Row row, compress_one(o, recipe, bar, corpus));
     rows.push_back(std::move(row));
   }
   std::vector<std::unique_ptr<Model>> opened;

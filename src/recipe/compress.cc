@@ -103,7 +103,11 @@ class Compression {
     QUERN_ASSIGN(source_ends_, files_->ends());
     coded_ends_ = source_ends_;
     needs_streams_ = recipe_.needs_hessian();
-    if (needs_streams_) QUERN_TRY(gather_corpus());
+    if (needs_streams_ && options_.given_corpus != nullptr) {
+      corpus_ = *options_.given_corpus;
+    } else if (needs_streams_) {
+      QUERN_ASSIGN(corpus_, gather_corpus(options_));
+    }
     packed_.recipe = recipe_.canonical();
     packed_.recipe_digest = digest(packed_.recipe);
     packed_.source_digest = source_digest();
@@ -119,27 +123,6 @@ class Compression {
             {"calibration", packed_.calibration},
             {"seed", packed_.seed},
             {"version", QUERN_VERSION}};
-    return {};
-  }
-
-  Status gather_corpus() {
-    CorpusOptions corpus = options_.corpus;
-    corpus.seed = options_.seed;
-    corpus.length = std::min(corpus.length, files_->desc().n_context);
-    if (options_.calibration.empty()) {
-      QUERN_ASSIGN(const auto model, Model::open(options_.model));
-      QUERN_ASSIGN(corpus_, corpus_from_model(*model, corpus, [&](double done) {
-                     return report(
-                                "progress",
-                                {{"what", "draw calibration text"}, {"done", 0.0}, {"part", done}})
-                         .has_value();
-                   }));
-      return {};
-    }
-    QUERN_ASSIGN(const std::string text, read_file(options_.calibration));
-    QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(options_.model));
-    const std::string origin = std::filesystem::path(options_.calibration).filename().string();
-    QUERN_ASSIGN(corpus_, corpus_from_text(files_->desc(), *tokenizer, text, origin, corpus));
     return {};
   }
 
@@ -510,6 +493,26 @@ class Compression {
 };
 
 }  // namespace
+
+Result<Corpus> gather_corpus(const CompressOptions& options) {
+  QUERN_ASSIGN(const auto files, ModelFiles::open(options.model));
+  CorpusOptions corpus = options.corpus;
+  corpus.seed = options.seed;
+  corpus.length = std::min(corpus.length, files->desc().n_context);
+  if (options.calibration.empty()) {
+    QUERN_ASSIGN(const auto model, Model::open(options.model));
+    return corpus_from_model(*model, corpus, [&](double done) {
+      return options.observe({{"event", "progress"},
+                              {"what", "draw calibration text"},
+                              {"done", 0.0},
+                              {"part", done}});
+    });
+  }
+  QUERN_ASSIGN(const std::string text, read_file(options.calibration));
+  QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(options.model));
+  const std::string origin = std::filesystem::path(options.calibration).filename().string();
+  return corpus_from_text(files->desc(), *tokenizer, text, origin, corpus);
+}
 
 Result<CompressResult> compress(const CompressOptions& options) {
   return Compression(options).run();

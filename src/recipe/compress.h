@@ -18,6 +18,7 @@ struct CompressOptions {
   std::string recipe;       // text, or a .recipe file
   std::string calibration;  // text file; empty: text drawn from the model
   CorpusOptions corpus;
+  const Corpus* given_corpus = nullptr;  // samples made before; replaces the two above
   uint64_t seed = 0;
   bool force = false;                       // replace `out` if it exists
   size_t hessian_budget = size_t{2} << 30;  // bytes of Hessians held at once (experts)
@@ -34,6 +35,9 @@ struct CompressResult {
   double seconds = 0;
   std::vector<std::string> notes;
 };
+
+// The calibration samples that these options ask for.
+Result<Corpus> gather_corpus(const CompressOptions& options);
 
 Result<CompressResult> compress(const CompressOptions& options);
 
