@@ -41,7 +41,7 @@ Status read_vocabulary(const GgufMetadata& metadata, Parts* parts, std::vector<T
   if (tokens.empty() || tokens.size() > static_cast<size_t>(kMaxVocabulary)) {
     return error("tokenizer.ggml.tokens: {} tokens", tokens.size());
   }
-  parts->vocabulary = std::make_shared<Vocabulary>();
+  parts->vocabulary = std::make_shared<Vocabulary>(tokens.size());
   for (size_t i = 0; i < tokens.size(); ++i) {
     QUERN_TRY(parts->vocabulary->add(tokens[i], static_cast<int64_t>(i)));
   }

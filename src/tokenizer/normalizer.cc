@@ -85,7 +85,7 @@ class Strip final : public Normalizer {
       if (!is_whitespace(decode_utf8(text, last).code)) break;
       end = last;
     }
-    if (begin > 0) section->is_at_start = false;
+    if (begin > 0) section->origin = Origin::kSection;
     section->text = section->text.substr(begin, end - begin);
   }
 
@@ -97,7 +97,8 @@ class Prepend final : public Normalizer {
  public:
   explicit Prepend(std::string prefix) : prefix_(std::move(prefix)) {}
   void apply(Section* section, RegexScratch*) const override {
-    if (!section->text.empty()) section->text.insert(0, prefix_);
+    if (section->text.empty() || section->origin == Origin::kRawBytes) return;
+    section->text.insert(0, prefix_);
   }
 
  private:
@@ -146,7 +147,8 @@ class SpaceRulesStep final : public Normalizer {
       text.erase(std::unique(text.begin(), text.end(), both_spaces), text.end());
       if (text.starts_with(' ')) text.erase(0, 1);
     }
-    const bool adds_prefix = rules_.add_prefix && !rules_.add_suffix && !text.empty();
+    const bool adds_prefix = rules_.add_prefix && !rules_.add_suffix && !text.empty() &&
+                             section->origin != Origin::kRawBytes;
     if (adds_prefix) text.insert(text.begin(), ' ');
     if (rules_.remove_extra) {
       // A "▁" written in the text counts as a space here, and only here.

@@ -14,8 +14,8 @@ namespace quern::tok {
 
 // A section of the input between special tokens, on its way through the normalizers.
 struct Section {
-  std::string text;         // valid UTF-8
-  bool is_at_start = true;  // its first character is the first of the input
+  std::string text;  // valid UTF-8
+  Origin origin = Origin::kInput;
 };
 
 class Normalizer {

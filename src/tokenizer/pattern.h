@@ -12,6 +12,13 @@
 
 namespace quern::tok {
 
+// Where a stretch of text begins; decides whether a space or its mark is put in front.
+enum class Origin {
+  kInput,     // at the first character of the input
+  kSection,   // elsewhere: after a special token, or within a section
+  kRawBytes,  // right after bytes that are not text, which it continues
+};
+
 using CharacterTest = bool (*)(uint32_t code);
 
 class Pattern {

@@ -60,14 +60,15 @@ class Pipeline::Run {
   Run(const Pipeline& owner, const TokenizeOptions& options) : owner_(owner), options_(options) {}
 
   // `text` is valid UTF-8.
-  void input(std::string_view text, bool is_at_start) {
+  void input(std::string_view text, Origin origin) {
     std::vector<AddedMatch> matches;
     owner_.in_input_.cut(text, options_, &matches);
     for (const AddedMatch& match : matches) {
       if (match.id) {
         ids.push_back(*match.id);
       } else {
-        section(text.substr(match.begin, match.end - match.begin), is_at_start && match.begin == 0);
+        section(text.substr(match.begin, match.end - match.begin),
+                match.begin == 0 ? origin : Origin::kSection);
       }
     }
   }
@@ -86,11 +87,11 @@ class Pipeline::Run {
   std::vector<Token> ids;
 
  private:
-  void section(std::string_view text, bool is_at_start) {
-    Section section{std::string(text), is_at_start};
+  void section(std::string_view text, Origin origin) {
+    Section section{std::string(text), origin};
     for (const auto& step : owner_.parts_.normalizers) step->apply(&section, &scratch_);
     if (owner_.in_normalized_.empty()) {
-      pieces(std::move(section.text), section.is_at_start);
+      pieces(std::move(section.text), section.origin);
       return;
     }
     std::vector<AddedMatch> matches;
@@ -100,15 +101,15 @@ class Pipeline::Run {
         ids.push_back(*match.id);
       } else {
         pieces(section.text.substr(match.begin, match.end - match.begin),
-               section.is_at_start && match.begin == 0);
+               match.begin == 0 ? section.origin : Origin::kSection);
       }
     }
   }
 
-  void pieces(std::string text, bool is_at_start) {
+  void pieces(std::string text, Origin origin) {
     if (text.empty()) return;
     const size_t size = text.size();
-    Pieces pieces{std::move(text), {{0, size}}, is_at_start};
+    Pieces pieces{std::move(text), {{0, size}}, origin};
     for (const auto& step : owner_.parts_.pre_tokenizers) step->apply(&pieces, &scratch_);
     for (const auto& [begin, end] : pieces.ranges) {
       std::string_view piece(pieces.text.data() + begin, end - begin);
@@ -196,7 +197,7 @@ Status Pipeline::index_added() {
       (token.matches == MatchedIn::kInput ? in_input_ : in_normalized_).add(token, token.text);
       continue;
     }
-    Section section{token.text, true};
+    Section section{token.text, Origin::kInput};
     for (const auto& step : parts_.normalizers) step->apply(&section, &scratch);
     in_normalized_.add(token, section.text);
     if (section.text != token.text) decoded_added_.emplace(token.id, section.text);
@@ -208,19 +209,19 @@ std::vector<Token> Pipeline::tokenize(std::string_view text, const TokenizeOptio
   Run run(*this, options);
   size_t valid = valid_utf8_prefix(text);
   if (valid == text.size()) {
-    run.input(text, true);
+    run.input(text, Origin::kInput);
     return std::move(run.ids);
   }
   if (parts_.raw_bytes == RawBytes::kReplaced) {
-    run.input(to_valid_utf8(text), true);
+    run.input(to_valid_utf8(text), Origin::kInput);
     return std::move(run.ids);
   }
-  bool is_at_start = true;
+  Origin origin = Origin::kInput;
   for (;;) {
-    if (valid > 0) run.input(text.substr(0, valid), is_at_start);
+    if (valid > 0) run.input(text.substr(0, valid), origin);
     text.remove_prefix(valid);
     if (text.empty()) return std::move(run.ids);
-    is_at_start = false;
+    origin = Origin::kRawBytes;
     size_t broken = 0;
     do {
       broken += ill_formed_length(text, broken);

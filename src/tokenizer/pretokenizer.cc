@@ -79,20 +79,20 @@ class Split final : public PreTokenizer {
   SplitSense sense_;
 };
 
-// Rewrites every piece: rewrite(piece, is_first, &text) appends what takes its place. Ranges are
+// Rewrites every piece: rewrite(piece, origin, &text) appends what takes its place. Ranges are
 // then those of the new text.
 template <class Rewrite>
 void rewrite_pieces(Pieces* pieces, const Rewrite& rewrite) {
   std::string text;
   text.reserve(pieces->text.size() + pieces->text.size() / 4);
   const std::string_view old = pieces->text;
-  if (!pieces->ranges.empty() && pieces->ranges[0].begin > 0) pieces->is_at_start = false;
-  bool is_first = pieces->is_at_start;
+  if (!pieces->ranges.empty() && pieces->ranges[0].begin > 0) pieces->origin = Origin::kSection;
+  Origin origin = pieces->origin;
   size_t n = 0;
   for (const auto [begin, end] : pieces->ranges) {
     const size_t start = text.size();
-    rewrite(old.substr(begin, end - begin), is_first, &text);
-    is_first = false;
+    rewrite(old.substr(begin, end - begin), origin, &text);
+    origin = Origin::kSection;
     if (text.size() > start) pieces->ranges[n++] = {start, text.size()};
   }
   pieces->ranges.resize(n);
@@ -109,9 +109,10 @@ class Metaspace final : public PreTokenizer {
 
   void apply(Pieces* pieces, RegexScratch* scratch) const override {
     const std::string& mark = options_.replacement;
-    rewrite_pieces(pieces, [&](std::string_view piece, bool is_first, std::string* text) {
-      const bool may_prepend = options_.scheme == PrependScheme::kAlways ||
-                               (options_.scheme == PrependScheme::kFirst && is_first);
+    rewrite_pieces(pieces, [&](std::string_view piece, Origin origin, std::string* text) {
+      const bool may_prepend =
+          (options_.scheme == PrependScheme::kAlways && origin != Origin::kRawBytes) ||
+          (options_.scheme == PrependScheme::kFirst && origin == Origin::kInput);
       if (may_prepend && !piece.starts_with(' ') && !piece.starts_with(mark)) *text += mark;
       for (const char c : piece) {
         if (c == ' ') {
@@ -132,8 +133,8 @@ class Metaspace final : public PreTokenizer {
 class PrefixSpace final : public PreTokenizer {
  public:
   void apply(Pieces* pieces, RegexScratch*) const override {
-    rewrite_pieces(pieces, [](std::string_view piece, bool, std::string* text) {
-      if (!piece.starts_with(' ')) *text += ' ';
+    rewrite_pieces(pieces, [](std::string_view piece, Origin origin, std::string* text) {
+      if (!piece.starts_with(' ') && origin != Origin::kRawBytes) *text += ' ';
       text->append(piece);
     });
   }
@@ -142,7 +143,7 @@ class PrefixSpace final : public PreTokenizer {
 class ByteLevelStep final : public PreTokenizer {
  public:
   void apply(Pieces* pieces, RegexScratch*) const override {
-    rewrite_pieces(pieces, [](std::string_view piece, bool, std::string* text) {
+    rewrite_pieces(pieces, [](std::string_view piece, Origin, std::string* text) {
       *text += to_byte_characters(piece);
     });
   }

@@ -18,7 +18,7 @@ struct Pieces {
   };
   std::string text;
   std::vector<Range> ranges;
-  bool is_at_start = true;  // the first piece begins with the first character of the input
+  Origin origin = Origin::kInput;  // of the first piece; the others are of kSection
 };
 
 class PreTokenizer {

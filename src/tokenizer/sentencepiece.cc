@@ -290,7 +290,7 @@ Result<std::unique_ptr<Tokenizer>> parse_tokenizer_model(std::string_view bytes,
                                                          const TokenizerExtras& extras) {
   QUERN_ASSIGN(const ModelFile file, read_model_file(bytes));
   Parts parts;
-  parts.vocabulary = std::make_shared<Vocabulary>();
+  parts.vocabulary = std::make_shared<Vocabulary>(file.pieces.size());
   QUERN_TRY(add_tokens(file, &parts));
   QUERN_TRY(add_normalizers(file, &parts));
   make_model(file, &parts);

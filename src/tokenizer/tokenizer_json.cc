@@ -119,6 +119,7 @@ Status read_unigram(const Json& json, Parts* parts) {
 
 Status read_model(const Json& json, Parts* parts) {
   if (!json.is_object()) return error("'model' must be an object");
+  parts->vocabulary = std::make_shared<Vocabulary>(member(json, "vocab").size());
   QUERN_ASSIGN(const std::string type,
                json_string_or(json, "type", json.contains("merges") ? "BPE" : ""));
   if (type == "BPE") return read_bpe(json, parts);
@@ -185,7 +186,6 @@ Result<std::unique_ptr<Tokenizer>> parse_tokenizer_json(const Json& json,
                                                         const TokenizerExtras& extras) {
   if (!json.is_object()) return error("expected an object");
   Parts parts;
-  parts.vocabulary = std::make_shared<Vocabulary>();
   parts.no_decoder = NoDecoder::kJoinsWithSpaces;
   QUERN_TRY(read_model(member(json, "model"), &parts));
   QUERN_TRY(read_added_tokens(member(json, "added_tokens"), &parts.added));

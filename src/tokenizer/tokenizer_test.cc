@@ -105,11 +105,13 @@ TEST(Tokenizer, AnyValidTextSurvivesARoundTripThroughBytes) {
 TEST(Tokenizer, BrokenTextSurvivesWhereBytesHaveTokens) {
   Random random(2);
   const auto byte_level = open_fixture("byte_level_llama3");
+  const auto prepended = open_fixture("metaspace_prepend");
   const auto unigram = open_fixture("unigram");
-  ASSERT_TRUE(byte_level && unigram);
+  ASSERT_TRUE(byte_level && prepended && unigram);
   for (int i = 0; i < 500; ++i) {
     const std::string text = random_bytes(random, random.below(80));
     EXPECT_EQ(byte_level->detokenize(byte_level->tokenize(text)), text);
+    EXPECT_EQ(prepended->detokenize(prepended->tokenize(text)), text);
     for (const Token id : unigram->tokenize(text)) {
       EXPECT_GE(id, 0);
       EXPECT_LT(id, unigram->n_vocab());
@@ -140,7 +142,7 @@ TEST(Tokenizer, OneCallEqualsManyCallsOnWords) {
 }
 
 TEST(Tokenizer, HostileTextsTakeTimeInProportion) {
-  const size_t n = 1 << 20;
+  const size_t n = 1 << 18;
   std::string mixed;
   while (mixed.size() < n) mixed += "a\xcc\x81\xcc\xa3 <|end <0x";
   std::string marks = "a";
@@ -162,8 +164,8 @@ TEST(Tokenizer, HostileTextsTakeTimeInProportion) {
       const auto start = std::chrono::steady_clock::now();
       const std::vector<Token> ids = tokenizer->tokenize(text, {.parse_special = true});
       const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-      // Linear work takes a fraction of a second; quadratic work would take hours.
-      EXPECT_LT(seconds.count(), 30.0) << name << ": " << text.substr(0, 20);
+      // Linear work takes a fraction of a second; quadratic work would take minutes.
+      EXPECT_LT(seconds.count(), 10.0) << name << ": " << text.substr(0, 20);
       EXPECT_LE(ids.size(), 8 * n);
     }
   }

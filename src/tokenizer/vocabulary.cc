@@ -10,8 +10,8 @@ size_t Vocabulary::Hash::operator()(std::string_view text) const {
 }
 
 Status Vocabulary::add(std::string_view text, int64_t id) {
-  if (id < 0 || id >= kMaxVocabulary) {
-    return error("token '{}': id {} is not in [0, {})", text.substr(0, 64), id, kMaxVocabulary);
+  if (id < 0 || id >= limit_) {
+    return error("token '{}': id {} is not in [0, {})", text.substr(0, 64), id, limit_);
   }
   if (text.size() > kMaxTokenBytes) {
     return error("token {}: {} bytes exceed the limit of {}", id, text.size(), kMaxTokenBytes);
@@ -26,7 +26,6 @@ Status Vocabulary::add(std::string_view text, int64_t id) {
   if (static_cast<size_t>(id) >= texts_.size()) texts_.resize(static_cast<size_t>(id) + 1);
   texts_[static_cast<size_t>(id)] = {std::string(text), true};
   longest_ = std::max(longest_, text.size());
-  ++n_tokens_;
   return {};
 }
 

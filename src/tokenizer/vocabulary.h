@@ -2,6 +2,7 @@
 // The tokens of a model: id to text and back. Ids may leave holes; texts and ids are unique.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,6 +19,10 @@ constexpr size_t kMaxTokenBytes = size_t{64} << 10;
 
 class Vocabulary {
  public:
+  // Ids may go so far beyond the number of tokens: a small file must not ask for a large table.
+  explicit Vocabulary(size_t n_tokens)
+      : limit_(std::min(kMaxVocabulary, 4 * static_cast<int64_t>(n_tokens) + 65536)) {}
+
   // Refuses an id or a text that is there already, is out of range, or is too long. An empty text
   // takes its id but is never found.
   Status add(std::string_view text, int64_t id);
@@ -28,7 +33,6 @@ class Vocabulary {
   bool has(Token id) const;
 
   int64_t end_id() const { return static_cast<int64_t>(texts_.size()); }  // largest id + 1
-  int64_t n_tokens() const { return n_tokens_; }
   size_t longest() const { return longest_; }
 
   // Ids of "<0x00>" to "<0xFF>", where the vocabulary has them.
@@ -46,7 +50,7 @@ class Vocabulary {
 
   std::vector<Entry> texts_;
   std::unordered_map<std::string, Token, Hash, std::equal_to<>> ids_;
-  int64_t n_tokens_ = 0;
+  int64_t limit_ = 0;
   size_t longest_ = 0;
 };
 
