@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the last tile to the first, on the upper triangle alone. With U = M sqrt(D), so H = U U^T:
-//   diagonal tile   U_jj U_jj^T = H_jj              here, in scalar code (n * 128^2 / 3 steps in
-//   all) tiles above it  U_ij = H_ij U_jj^-T             dtrsm what is left    H_ik -= U_ij U_kj^T,
-//   i <= k < j dgemm
-// The BLAS is serial and sees one tile at a time; who calls it does not matter.
+//
+//   the diagonal tile   U_jj U_jj^T = H_jj       in scalar code (n * 128^2 / 3 steps in all)
+//   tiles above it      U_ij = H_ij U_jj^-T      dtrsm
+//   what is left        H_ik -= U_ij U_kj^T      dgemm, i <= k < j
+//
+// The BLAS is serial and sees one tile at a time; who calls it does not matter. Two must not call
+// it at once: Debian builds the serial OpenBLAS without USE_LOCKING, and its buffers then race
+// (60000 products of 128 x 128 from each of three threads gave 20 wrong ones).
 #include "linalg/cholesky.h"
 
 #include <cblas.h>
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -21,6 +26,11 @@ namespace quern {
 namespace {
 
 constexpr int64_t kTile = 128;
+
+std::mutex& blas_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
 
 struct Pivots {
   std::vector<double> value;  // D
@@ -67,6 +77,7 @@ void eliminate(MatrixView<double> h, int64_t j, int64_t begin, int64_t end) {
   const auto tile = static_cast<blasint>(kTile);
   parallel_for(j, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
+      const std::lock_guard<std::mutex> alone(blas_mutex());
       cblas_dtrsm(CblasRowMajor, CblasRight, CblasUpper, CblasTrans, CblasNonUnit, tile, width, 1,
                   &h(begin, begin), stride, &h(i * kTile, begin), stride);
     }
@@ -75,6 +86,7 @@ void eliminate(MatrixView<double> h, int64_t j, int64_t begin, int64_t end) {
   parallel_for(static_cast<int64_t>(tiles.size()), 1, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t) {
       const auto [i, k] = tiles[static_cast<size_t>(t)];
+      const std::lock_guard<std::mutex> alone(blas_mutex());
       cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, tile, tile, width, -1,
                   &h(i * kTile, begin), stride, &h(k * kTile, begin), stride, 1,
                   &h(i * kTile, k * kTile), stride);

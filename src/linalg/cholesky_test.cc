@@ -100,6 +100,22 @@ Matrix<float> activations(int64_t n_tokens, int64_t n, uint64_t seed) {
   return x;
 }
 
+// A BLAS that is not safe to call from several threads goes wrong once in thousands of calls.
+TEST(SlowCholesky, EveryRunOfManyThreadsGivesTheSameFactor) {
+  const Matrix<float> x = activations(700, 640, 8);
+  Matrix<double> h(640, 640);
+  accumulate_gram(x.view(), h.view());
+  Matrix<double> first = h;
+  ASSERT_TRUE(reverse_cholesky(first.view()));
+  set_thread_count(4);
+  for (int i = 0; i < 400; ++i) {
+    Matrix<double> again = h;
+    ASSERT_TRUE(reverse_cholesky(again.view()));
+    ASSERT_EQ(again, first) << "run " << i;
+  }
+  set_thread_count(0);
+}
+
 TEST(Gram, AddsTheProductsOfColumnsToTheUpperTriangle) {
   for (int64_t n : kSizes) {
     for (int64_t n_tokens : {1, 33, 512, 1100}) {
