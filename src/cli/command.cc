@@ -55,7 +55,8 @@ void ProgressBar::show(double done, const std::string& what) {
   if (start_ < 0) start_ = time;
   if (::isatty(STDERR_FILENO) == 0) {
     const int tenth = static_cast<int>(done * 10);
-    if (tenth != last_tenth_) fmt::print(stderr, "{:3.0f} %  {}\n", done * 100, what);
+    if (tenth < last_tenth_) last_tenth_ = -1;  // the next piece of work
+    if (tenth > last_tenth_) fmt::print(stderr, "{:3.0f} %  {}\n", done * 100, what);
     last_tenth_ = tenth;
     return;
   }

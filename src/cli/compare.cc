@@ -162,6 +162,18 @@ void print_table(const std::vector<Row>& rows, bool with_speed) {
       "KL: nats per token to the original; *: nothing smaller is as close to the original.\n");
 }
 
+// The original's text and that of the closest model of at most half its size.
+void print_samples(const CompareOptions& o, const std::vector<Row>& rows) {
+  const Row* closest = nullptr;
+  for (const Row& row : rows) {
+    if (2 * row.bytes > rows[0].bytes) continue;
+    if (closest == nullptr || row.eval.kl_mean < closest->eval.kl_mean) closest = &row;
+  }
+  for (const Row* row : {&rows[0], closest}) {
+    if (row != nullptr) fmt::print("\n[{}]\n{}{}\n", row->recipe, o.prompt, row->sample);
+  }
+}
+
 void print_csv(const std::vector<Row>& rows) {
   fmt::print(
       "recipe,bytes,bpw,coded_bpw,ppl,stderr,kl_mean,kl_p99,top1,prompt_tokens_per_second,"
@@ -245,9 +257,7 @@ Status run_compare(const CompareOptions& o) {
     print_csv(rows);
   } else {
     print_table(rows, !o.no_speed);
-    for (const Row& row : rows) {
-      if (!row.sample.empty()) fmt::print("\n[{}]\n{}{}\n", row.recipe, o.prompt, row.sample);
-    }
+    if (!o.prompt.empty()) print_samples(o, rows);
   }
   return {};
 }

@@ -78,10 +78,15 @@ class Compression {
     if (!options_.observe(fields)) return cancelled();
     return {};
   }
-  // Progress inside a step: `share` of step `step`.
+  // Progress inside a step: `share` of step `step`, never less than was shown before.
   bool proceed(int step, double share, const char* what) {
-    const double done = (step + share) / (head_step() + 1);
-    return report("progress", {{"what", what}, {"step", step}, {"done", done}}).has_value();
+    done_ = std::max(done_, (step + share) / (head_step() + 1));
+    return report("progress", {{"what", what}, {"step", step}, {"done", done_}}).has_value();
+  }
+  // Progress through a layer's step, whose parts are the matrices to code and the final runs.
+  bool proceed_in_layer(int layer, const char* what) {
+    const auto n = static_cast<double>(plan_.of_layer(layer).size() + 1);
+    return proceed(layer + 1, std::min(1.0, n_coded_in_layer_ / n), what);
   }
 
   Status prepare() {
@@ -344,6 +349,7 @@ class Compression {
 
   Status layer_step(int layer) {
     const int step = layer + 1;
+    n_coded_in_layer_ = 0;
     LayerWeights source, coded;
     if (needs_streams_) {
       QUERN_ASSIGN(source, fused_->layer(layer));
@@ -359,7 +365,7 @@ class Compression {
         if (weight->fate != Fate::kCoded) continue;
         QUERN_ASSIGN(coded.at(weight->id.role, weight->id.expert), reload(*weight, file));
       }
-      return advance(step, layer, source, coded);
+      return advance(layer, source, coded);
     }
     std::vector<OutputTensor> tensors;
     Json reports = Json::object();
@@ -369,7 +375,7 @@ class Compression {
     for (const Group& group : kGroups) {
       QUERN_TRY(code_group(layer, group, coded, tensors, reports));
     }
-    if (needs_streams_) QUERN_TRY(advance(step, layer, source, coded));
+    if (needs_streams_) QUERN_TRY(advance(layer, source, coded));
     report = {{"matrices", reports}, {"layer", layer}};
     if (needs_streams_) report["output_error"] = streams_->relative_error();
     QUERN_TRY(finish_step(step, tensors, report));
@@ -378,8 +384,8 @@ class Compression {
                                   {"output_error", report.value("output_error", -1.0)}});
   }
 
-  Status advance(int step, int layer, const LayerWeights& source, const LayerWeights& coded) {
-    const auto go = [&] { return proceed(step, 0.8, "run the layer"); };
+  Status advance(int layer, const LayerWeights& source, const LayerWeights& coded) {
+    const auto go = [&] { return proceed_in_layer(layer, "run the layer"); };
     if (!streams_->advance(layer, source, coded, go)) return cancelled();
     result_.output_error = streams_->relative_error();
     return {};
@@ -413,17 +419,18 @@ class Compression {
       const int end = std::min(last, e + at_once - 1);
       GramTap tap(group.shown, e, end);
       if (needs_hessian) {
-        const auto go = [&] { return proceed(layer + 1, 0.2, "collect statistics"); };
+        const auto go = [&] { return proceed_in_layer(layer, "collect statistics"); };
         if (!streams_->observe(layer, coded, tap, go)) return cancelled();
       }
       for (const WeightPlan* weight : members) {
         if (weight->id.expert < e || weight->id.expert > end) continue;
-        if (!proceed(layer + 1, 0.5, "code")) return cancelled();
+        if (!proceed_in_layer(layer, "code")) return cancelled();
         const MatrixView<const double> hessian =
             needs_hessian ? tap.hessian(weight->id.expert) : MatrixView<const double>();
         LinearWeight* target =
             needs_streams_ ? &coded.at(weight->id.role, weight->id.expert) : nullptr;
         QUERN_TRY(code(*weight, hessian, tensors, reports, target));
+        ++n_coded_in_layer_;
       }
     }
     return {};
@@ -489,6 +496,8 @@ class Compression {
   Json job_;
   Journal* journal_ = nullptr;
   std::map<std::string, std::shared_ptr<const Codec>> codecs_;
+  double done_ = 0;
+  int n_coded_in_layer_ = 0;
   CompressResult result_;
 };
 
