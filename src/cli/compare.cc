@@ -28,7 +28,7 @@ struct CompareOptions {
 struct Row {
   std::string recipe, path;
   uint64_t bytes = 0;
-  double bpw = 0, coded_bpw = 0;
+  double bpw = 0, linear_bpw = 0;
   EvalResult eval;
   SpeedResult speed;
   bool is_best = false;  // nothing is both smaller and closer to the original
@@ -92,7 +92,7 @@ Status measure_one(const CompareOptions& o, const Model& model, const Tokenizer&
                    Row& row) {
   row.bytes = model.files().weight_bytes();
   row.bpw = model.files().bpw();
-  row.coded_bpw = model.files().coded_bpw();
+  row.linear_bpw = model.files().linear_bpw();
   if (!o.no_speed) {
     SpeedOptions speed = o.speed;
     speed.n_prompt = std::min(speed.n_prompt, model.desc().n_context - speed.n_generate);
@@ -129,7 +129,7 @@ Json to_json(const Row& row) {
   json["recipe"] = row.recipe;
   json["bytes"] = row.bytes;
   json["bpw"] = row.bpw;
-  json["coded_bpw"] = row.coded_bpw;
+  json["linear_bpw"] = row.linear_bpw;
   json["prompt_tokens_per_second"] = row.speed.prompt_median;
   json["generated_tokens_per_second"] = row.speed.generated_median;
   json["pareto"] = row.is_best;
@@ -144,9 +144,8 @@ void print_table(const std::vector<Row>& rows, bool with_speed) {
              "bytes", "ppl", "KL", "top-1",
              with_speed ? fmt::format(" {:>9} {:>9}", "prompt/s", "gen/s") : "");
   for (const Row& row : rows) {
-    fmt::print("{} {:{}} {:7.3f} {:>7} {:11} {:9.3f}", row.is_best ? '*' : ' ', row.recipe, width,
-               row.bpw, row.coded_bpw > 0 ? fmt::format("{:.3f}", row.coded_bpw) : "-", row.bytes,
-               row.eval.ppl);
+    fmt::print("{} {:{}} {:7.3f} {:7.3f} {:11} {:9.3f}", row.is_best ? '*' : ' ', row.recipe, width,
+               row.bpw, row.linear_bpw, row.bytes, row.eval.ppl);
     if (row.eval.has_base) {
       fmt::print(" {:9.5f} {:6.2f}%", row.eval.kl_mean, 100 * row.eval.top1);
     } else {
@@ -158,7 +157,7 @@ void print_table(const std::vector<Row>& rows, bool with_speed) {
     fmt::print("\n");
   }
   fmt::print(
-      "bpw: all bytes of the weight files over all parameters; linear: coded matrices alone;\n"
+      "bpw: all bytes of the weight files over all parameters; linear: of the layers' matrices;\n"
       "KL: nats per token to the original; *: nothing smaller is as close to the original.\n");
 }
 
@@ -176,11 +175,11 @@ void print_samples(const CompareOptions& o, const std::vector<Row>& rows) {
 
 void print_csv(const std::vector<Row>& rows) {
   fmt::print(
-      "recipe,bytes,bpw,coded_bpw,ppl,stderr,kl_mean,kl_p99,top1,prompt_tokens_per_second,"
+      "recipe,bytes,bpw,linear_bpw,ppl,stderr,kl_mean,kl_p99,top1,prompt_tokens_per_second,"
       "generated_tokens_per_second,pareto\n");
   for (const Row& row : rows) {
     fmt::print("\"{}\",{},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.2f},{:.2f},{}\n",
-               row.recipe, row.bytes, row.bpw, row.coded_bpw, row.eval.ppl, row.eval.ppl_stderr,
+               row.recipe, row.bytes, row.bpw, row.linear_bpw, row.eval.ppl, row.eval.ppl_stderr,
                row.eval.kl_mean, row.eval.kl_p99, row.eval.has_base ? row.eval.top1 : 1.0,
                row.speed.prompt_median, row.speed.generated_median, row.is_best ? 1 : 0);
   }

@@ -96,9 +96,9 @@ Action declare_compress(CLI::App& app) {
     }
     if (o->json) return {};
     for (const std::string& note : result->notes) fmt::print(stderr, "note    {}\n", note);
-    fmt::print("{}: {}, {:.3f} bits per weight ({:.3f} in coded matrices), {}\n", o->compress.out,
+    fmt::print("{}: {}, {:.3f} bits per weight ({:.3f} in linear layers), {}\n", o->compress.out,
                human_bytes(static_cast<double>(result->weight_bytes)), result->bpw,
-               result->coded_bpw, human_seconds(result->seconds));
+               result->linear_bpw, human_seconds(result->seconds));
     return {};
   };
 }

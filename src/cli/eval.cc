@@ -47,7 +47,7 @@ Action declare_eval(CLI::App& app) {
       Json json = to_json(result);
       json["bytes"] = files.weight_bytes();
       json["bpw"] = files.bpw();
-      json["coded_bpw"] = files.coded_bpw();
+      json["linear_bpw"] = files.linear_bpw();
       json["protocol"] = o->protocol;
       json["ctx"] = o->eval.n_ctx;
       json["text"] = o->text.empty() ? "bundled" : o->text;

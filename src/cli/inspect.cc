@@ -92,9 +92,9 @@ Action declare_inspect(CLI::App& app) {
       if (row.error >= 0) item["error"] = row.error;
       list.push_back(std::move(item));
     }
-    Json json = {{"arch", files->desc().arch},      {"params", files->n_params()},
-                 {"bytes", files->weight_bytes()},  {"bpw", files->bpw()},
-                 {"coded_bpw", files->coded_bpw()}, {"tensors", std::move(list)}};
+    Json json = {{"arch", files->desc().arch},        {"params", files->n_params()},
+                 {"bytes", files->weight_bytes()},    {"bpw", files->bpw()},
+                 {"linear_bpw", files->linear_bpw()}, {"tensors", std::move(list)}};
     if (!files->packed().empty()) {
       json["quantization"] = files->packed().to_json();
       json["quantization"].erase("tensors");

@@ -130,13 +130,23 @@ double ModelFiles::bpw() const {
   return 8.0 * static_cast<double>(weight_bytes()) / static_cast<double>(n_params());
 }
 
-double ModelFiles::coded_bpw() const {
+double ModelFiles::linear_bpw() const {
   double bits = 0, weights = 0;
-  for (const auto& [name, tensor] : packed().tensors) {
-    const auto planes = tensor.codec->planes(tensor.n_out, tensor.n_in);
-    if (!planes) continue;
-    for (const PlaneSpec& plane : *planes) bits += 8.0 * static_cast<double>(plane.n_bytes());
-    weights += static_cast<double>(tensor.n_out) * static_cast<double>(tensor.n_in);
+  for (const WeightId& id : store_->weight_ids()) {
+    if (id.layer < 0 || !is_linear(id.role) || !store_->exists(id)) continue;
+    const Shape shape = store_->shape(id);
+    const auto n = static_cast<double>(shape[0]) * static_cast<double>(shape[1]);
+    weights += n;
+    if (const PackedTensor* coded = store_->coded(id)) {
+      const auto planes = coded->codec->planes(coded->n_out, coded->n_in);
+      for (size_t i = 0; planes && i < planes->size(); ++i) {
+        bits += 8.0 * static_cast<double>((*planes)[i].n_bytes());
+      }
+    } else {
+      const TensorInfo& tensor = store_->stored(id);
+      bits += n * 8.0 * static_cast<double>(tensor.n_bytes) /
+              static_cast<double>(element_count(tensor.shape).value_or(1));
+    }
   }
   return weights > 0 ? bits / weights : 0;
 }

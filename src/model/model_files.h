@@ -38,9 +38,9 @@ class ModelFiles {
 
   int64_t n_params() const { return store_->parameter_count(); }  // of the original model
   uint64_t weight_bytes() const;  // bytes of the weight files, headers included
-  // Bits per weight over everything on disk, and over coded matrices alone (0: none are coded).
+  // Bits per weight over everything on disk, and over the linear layers of the decoder alone.
   double bpw() const;
-  double coded_bpw() const;
+  double linear_bpw() const;
 
  private:
   ModelFiles() = default;

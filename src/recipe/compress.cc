@@ -470,12 +470,12 @@ class Compression {
     result_.n_params = written->n_params();
     result_.weight_bytes = written->weight_bytes();
     result_.bpw = written->bpw();
-    result_.coded_bpw = written->coded_bpw();
+    result_.linear_bpw = written->linear_bpw();
     result_.seconds = std::chrono::duration<double>(Clock::now() - start).count();
     QUERN_TRY(report("done", {{"out", options_.out},
                               {"bytes", result_.weight_bytes},
                               {"bpw", result_.bpw},
-                              {"coded_bpw", result_.coded_bpw},
+                              {"linear_bpw", result_.linear_bpw},
                               {"output_error", result_.output_error},
                               {"seconds", result_.seconds},
                               {"notes", result_.notes}}));

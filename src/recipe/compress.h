@@ -30,7 +30,7 @@ struct CompressOptions {
 struct CompressResult {
   int64_t n_params = 0;
   uint64_t weight_bytes = 0;
-  double bpw = 0, coded_bpw = 0;
+  double bpw = 0, linear_bpw = 0;
   double output_error = -1;  // relative, after the last layer; -1: not measured
   double seconds = 0;
   std::vector<std::string> notes;
