@@ -4,6 +4,19 @@
 #include "cli/command.h"
 
 namespace quern::cli {
+namespace {
+
+void print_details(const ModelFiles& files, const EvalResult& result) {
+  fmt::print("size        {}, {:.3f} bits per weight\n",
+             human_bytes(static_cast<double>(files.weight_bytes())), files.bpw());
+  fmt::print("speed       {:.1f} tokens/s\n", result.tokens_per_second);
+  if (result.has_base) {
+    fmt::print("divergence  {:.5f} +- {:.5f} nats mean, {:.4f} at 99 %, same top token {:.2f} %\n",
+               result.kl_mean, result.kl_stderr, result.kl_p99, 100 * result.top1);
+  }
+}
+
+}  // namespace
 
 Action declare_eval(CLI::App& app) {
   struct Options {
@@ -56,14 +69,7 @@ Action declare_eval(CLI::App& app) {
     }
     fmt::print("perplexity  {:.4f} +- {:.4f}  ({} tokens, {} windows of {})\n", result.ppl,
                result.ppl_stderr, result.n_tokens, o->protocol, o->eval.n_ctx);
-    fmt::print("size        {}, {:.3f} bits per weight\n",
-               human_bytes(static_cast<double>(files.weight_bytes())), files.bpw());
-    fmt::print("speed       {:.1f} tokens/s\n", result.tokens_per_second);
-    if (result.has_base) {
-      fmt::print(
-          "divergence  {:.5f} +- {:.5f} nats mean, {:.4f} at 99 %, same top token {:.2f} %\n",
-          result.kl_mean, result.kl_stderr, result.kl_p99, 100 * result.top1);
-    }
+    print_details(files, result);
     return {};
   };
 }

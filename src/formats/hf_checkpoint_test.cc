@@ -60,33 +60,40 @@ std::string two_shards(const char* name) {
   return path;
 }
 
-TEST(HfCheckpoint, ReadsRowsOfEveryFloatType) {
-  const std::string path = folder("types");
-  put(path + "/config.json", R"({"hidden_size":3})");
-  const DType types[] = {DType::kF64, DType::kF32, DType::kF16, DType::kBF16};
+constexpr DType kPlainTypes[] = {DType::kF64, DType::kF32, DType::kF16, DType::kBF16};
+constexpr float kValues[6] = {0, -1, 2.5f, 65504, 0.125f, -3};
+
+// A tensor of every float type: kValues as [3, 2], four codes of the 8-bit types, odd shapes.
+void put_every_type(const std::string& path) {
   std::vector<TensorSpec> specs;
-  for (const DType type : types) specs.push_back({std::string(dtype_name(type)), type, {3, 2}});
+  for (const DType type : kPlainTypes) {
+    specs.push_back({std::string(dtype_name(type)), type, {3, 2}});
+  }
   specs.push_back({"e4m3", DType::kF8E4M3, {2, 2}});
   specs.push_back({"e5m2", DType::kF8E5M2, {4}});
   specs.push_back({"scalar", DType::kF32, {}});
   specs.push_back({"int", DType::kI32, {1}});
   specs.push_back({"empty", DType::kF32, {0, 4}});
-  auto writer = SafetensorsWriter::create(path + "/model.safetensors", specs, {});
+  auto writer = SafetensorsWriter::create(path, specs, {});
   ASSERT_TRUE(writer);
-  const float values[6] = {0, -1, 2.5f, 65504, 0.125f, -3};
   const uint8_t e4m3[4] = {0x38, 0xfe, 0x01, 0x7f}, e5m2[4] = {0x3c, 0xc0, 0x7c, 0x01};
   for (const TensorSpec& spec : std::vector<TensorSpec>(writer->order())) {
     std::vector<std::byte> bytes(static_cast<size_t>(*element_count(spec.shape) * 8));
     size_t n = bytes.size() / 8 * static_cast<size_t>(dtype_bits(spec.dtype)) / 8;
     if (is_plain_float(spec.dtype) && !bytes.empty()) {
-      convert_from_float(values, *element_count(spec.shape), spec.dtype, bytes.data());
+      convert_from_float(kValues, *element_count(spec.shape), spec.dtype, bytes.data());
     } else if (spec.dtype == DType::kF8E4M3 || spec.dtype == DType::kF8E5M2) {
       std::memcpy(bytes.data(), spec.dtype == DType::kF8E4M3 ? e4m3 : e5m2, 4);
     }
     ASSERT_TRUE(writer->append(spec.name, bytes.data(), n));
   }
   ASSERT_TRUE(writer->finish());
+}
 
+TEST(HfCheckpoint, ReadsRowsOfEveryFloatType) {
+  const std::string path = folder("types");
+  put(path + "/config.json", R"({"hidden_size":3})");
+  put_every_type(path + "/model.safetensors");
   const auto opened = Checkpoint::open(path);
   ASSERT_TRUE(opened) << opened.error().message;
   const Checkpoint& checkpoint = **opened;
@@ -94,13 +101,13 @@ TEST(HfCheckpoint, ReadsRowsOfEveryFloatType) {
   EXPECT_EQ(checkpoint.path(), path);
   EXPECT_EQ(checkpoint.tensor_bytes(), 6u * (8 + 4 + 2 + 2) + 4 + 4 + 4 + 4);
   float got[6] = {};
-  for (const DType type : types) {
+  for (const DType type : kPlainTypes) {
     const TensorInfo* tensor = checkpoint.find(dtype_name(type));
     ASSERT_NE(tensor, nullptr);
     ASSERT_TRUE(checkpoint.read_rows(*tensor, 1, 2, got));
     for (int i = 0; i < 4; ++i) {
       const float expected =
-          type == DType::kBF16 ? bf16_to_float(float_to_bf16(values[i + 2])) : values[i + 2];
+          type == DType::kBF16 ? bf16_to_float(float_to_bf16(kValues[i + 2])) : kValues[i + 2];
       EXPECT_EQ(got[i], expected) << dtype_name(type);
     }
     EXPECT_FALSE(checkpoint.read_rows(*tensor, 2, 2, got));

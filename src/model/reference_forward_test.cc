@@ -104,8 +104,8 @@ struct Change {
   std::function<void(ModelDesc&)> change;
 };
 
-// A fixture proves a feature only if its logits move when the feature is left out.
-TEST(ReferenceForward, FixturesSeeEveryFeature) {
+// One feature left out of a fixture's description.
+std::vector<Change> feature_changes() {
   const auto layers = [](auto edit) {
     return [edit](ModelDesc& model) {
       for (LayerDesc& layer : model.layers) edit(layer);
@@ -123,7 +123,7 @@ TEST(ReferenceForward, FixturesSeeEveryFeature) {
   const auto flip_renormalise = [](LayerDesc& layer) {
     layer.mlp.renormalise = !layer.mlp.renormalise;
   };
-  const std::vector<Change> changes = {
+  return {
       {"llama-untied", layers([](LayerDesc& l) { l.attention.qkv_bias = false; })},
       {"llama-untied", layers([](LayerDesc& l) { l.attention.o_bias = false; })},
       {"llama-untied", layers([](LayerDesc& l) { l.mlp.bias = false; })},
@@ -155,12 +155,17 @@ TEST(ReferenceForward, FixturesSeeEveryFeature) {
       {"gpt_neox", layers([](LayerDesc& l) { l.parallel = false; })},
       {"gpt_neox-serial", layers([](LayerDesc& l) { l.parallel = true; })},
       {"mixtral", layers(flip_renormalise)},
-      {"qwen3_moe", [&](ModelDesc& model) { flip_renormalise(model.layers[1]); }},
+      {"qwen3_moe", [=](ModelDesc& model) { flip_renormalise(model.layers[1]); }},
       {"qwen3_moe-raw", layers(flip_renormalise)},
       {"qwen3_moe-raw", layers([](LayerDesc& l) { l.mlp.top_k = 1; })},
       {"qwen2_moe", layers([](LayerDesc& l) { l.mlp.shared_router = false; })},
       {"qwen2_moe", layers([](LayerDesc& l) { l.mlp.d_ffn_shared = 0; })},
   };
+}
+
+// A fixture proves a feature only if its logits move when the feature is left out.
+TEST(ReferenceForward, FixturesSeeEveryFeature) {
+  const std::vector<Change> changes = feature_changes();
   for (size_t i = 0; i < changes.size(); ++i) {
     const Fixture fixture = open_fixture(changes[i].fixture);
     const DenseWeights<double> weights = load<double>(fixture.store);

@@ -171,6 +171,13 @@ class Translator {
     at_ += 2;
   }
 
+  void put_other_than(std::string_view members) {
+    out_ += "[^";
+    out_ += members;
+    out_ += ']';
+    at_ += 2;
+  }
+
   Status escape(bool in_set) {
     if (at_ + 1 >= in_.size()) return refuse("a '\\' at the end");
     const char c = in_[at_ + 1];
@@ -187,10 +194,7 @@ class Translator {
       case 'S':
       case 'W':
         if (!in_set) {
-          out_ += "[^";
-          out_ += c == 'S' ? kSpaceSet : kWordSet;
-          out_ += ']';
-          at_ += 2;
+          put_other_than(c == 'S' ? kSpaceSet : kWordSet);
           return {};
         }
         [[fallthrough]];
