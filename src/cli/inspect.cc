@@ -37,6 +37,7 @@ std::vector<Row> rows_of(const ModelFiles& files) {
     }
   }
   std::vector<Row> list;
+  list.reserve(rows.size());
   for (auto& [name, row] : rows) list.push_back(std::move(row));
   return list;
 }
