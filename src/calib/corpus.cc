@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "calib/corpus.h"
 
-#include <fmt/format.h>
-#include <xxhash.h>
-
 #include <algorithm>
 
+#include "base/digest.h"
 #include "base/random.h"
 #include "model/sampler.h"
 
@@ -16,15 +14,10 @@ constexpr uint64_t kPlaceStream = 0x10000;   // places of windows in a text
 constexpr uint64_t kSampleStream = 0x20000;  // draws of sample i: kSampleStream + i
 constexpr int64_t kBatch = 64;               // sequences generated together
 
-std::string digest_of(const std::vector<std::vector<Token>>& samples) {
-  XXH3_state_t* state = XXH3_createState();
-  XXH3_128bits_reset(state);
-  for (const auto& sample : samples) {
-    XXH3_128bits_update(state, sample.data(), sample.size() * sizeof(Token));
-  }
-  const XXH128_hash_t hash = XXH3_128bits_digest(state);
-  XXH3_freeState(state);
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+std::string samples_digest(const std::vector<std::vector<Token>>& samples) {
+  Digest digest;
+  for (const auto& sample : samples) digest.add(sample.data(), sample.size() * sizeof(Token));
+  return digest.hex();
 }
 
 Status check_options(const ModelDesc& model, const CorpusOptions& options) {
@@ -65,7 +58,7 @@ Result<Corpus> corpus_from_text(const ModelDesc& model, const Tokenizer& tokeniz
     sample.insert(sample.end(), ids.begin() + first, ids.begin() + first + run);
     corpus.samples.push_back(std::move(sample));
   }
-  corpus.digest = digest_of(corpus.samples);
+  corpus.digest = samples_digest(corpus.samples);
   return corpus;
 }
 
@@ -106,7 +99,7 @@ Result<Corpus> corpus_from_model(const Model& model, const CorpusOptions& option
       }
     }
   }
-  corpus.digest = digest_of(corpus.samples);
+  corpus.digest = samples_digest(corpus.samples);
   return corpus;
 }
 

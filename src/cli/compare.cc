@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // compare: one model, several recipes, one table. Compressed models are kept under a folder by the
 // digest of everything that made them, so a second comparison only measures.
-#include <xxhash.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <memory>
 
+#include "base/digest.h"
 #include "cli/command.h"
 #include "cli/compress_options.h"
 #include "eval/speed.h"
@@ -68,7 +67,7 @@ std::string output_folder(const CompareOptions& o, const std::string& canonical)
       fmt::format("{}|{}|{}|{}|{}|{}|{}|{}", source, changed.time_since_epoch().count(), canonical,
                   o.compress.seed, o.compress.calibration, o.compress.corpus.n_samples,
                   o.compress.corpus.length, QUERN_VERSION);
-  return fmt::format("{}/{:016x}", o.work, XXH3_64bits(key.data(), key.size()));
+  return fmt::format("{}/{}", o.work, digest_of(key));
 }
 
 // The rows' models; the first is the original.

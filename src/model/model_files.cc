@@ -3,6 +3,7 @@
 
 #include <filesystem>
 
+#include "base/digest.h"
 #include "model/fuse.h"
 
 namespace quern {
@@ -111,6 +112,18 @@ Result<EndWeights> ModelFiles::ends() const {
     ends.head.bias.assign(bias.data(), bias.data() + bias.cols());
   }
   return ends;
+}
+
+std::string ModelFiles::digest() const {
+  constexpr size_t kSample = 4096;
+  Digest digest;
+  digest.add(store_->checkpoint().config().dump());
+  for (const TensorInfo& tensor : store_->checkpoint().tensors()) {
+    digest.add(fmt::format("{} {} {} {}", tensor.name, dtype_name(tensor.dtype), tensor.block_type,
+                           to_string(tensor.shape)));
+    digest.add(tensor.bytes, std::min(kSample, tensor.n_bytes));
+  }
+  return digest.hex();
 }
 
 uint64_t ModelFiles::weight_bytes() const {

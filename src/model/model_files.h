@@ -37,6 +37,8 @@ class ModelFiles {
   Result<NormWeight> norm(const WeightId& id, const NormDesc& desc) const;
 
   int64_t n_params() const { return store_->parameter_count(); }  // of the original model
+  // Of the configuration, the table of tensors, and the first 4 KiB of each.
+  std::string digest() const;
   uint64_t weight_bytes() const;  // bytes of the weight files, headers included
   // Bits per weight over everything on disk, and over the linear layers of the decoder alone.
   double bpw() const;

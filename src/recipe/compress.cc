@@ -8,13 +8,11 @@
 // down), each group with statistics that already see the coded matrices before it.
 #include "recipe/compress.h"
 
-#include <fmt/format.h>
-#include <xxhash.h>
-
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
 
+#include "base/digest.h"
 #include "base/file.h"
 #include "calib/collect.h"
 #include "calib/streams.h"
@@ -114,8 +112,8 @@ class Compression {
       QUERN_ASSIGN(corpus_, gather_corpus(options_));
     }
     packed_.recipe = recipe_.canonical();
-    packed_.recipe_digest = digest(packed_.recipe);
-    packed_.source_digest = source_digest();
+    packed_.recipe_digest = digest_of(packed_.recipe);
+    packed_.source_digest = files_->digest();
     packed_.quern_version = QUERN_VERSION;
     packed_.seed = options_.seed;
     if (needs_streams_) {
@@ -131,70 +129,22 @@ class Compression {
     return {};
   }
 
-  static std::string digest(std::string_view text) {
-    const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());
-    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-  }
-
-  // Configuration, tensor table, and the first 4 KiB of every tensor.
-  std::string source_digest() const {
-    constexpr size_t kSample = 4096;
-    XXH3_state_t* state = XXH3_createState();
-    XXH3_128bits_reset(state);
-    const std::string config = files_->store().checkpoint().config().dump();
-    XXH3_128bits_update(state, config.data(), config.size());
-    for (const TensorInfo& tensor : files_->store().checkpoint().tensors()) {
-      const std::string row = fmt::format("{} {} {} {}", tensor.name, dtype_name(tensor.dtype),
-                                          tensor.block_type, to_string(tensor.shape));
-      XXH3_128bits_update(state, row.data(), row.size());
-      XXH3_128bits_update(state, tensor.bytes, std::min(kSample, tensor.n_bytes));
-    }
-    const XXH128_hash_t hash = XXH3_128bits_digest(state);
-    XXH3_freeState(state);
-    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-  }
-
-  // The most memory held at once beyond mapped files, in bytes.
-  size_t peak_bytes() const {
-    size_t floats = 0, widest = 0, largest_layer = 0;
-    int layer = -2;
-    size_t hessian = 0, solver = 0, codes = 0;
-    for (const WeightPlan& weight : plan_.weights()) {
-      if (weight.id.layer != layer) {
-        layer = weight.id.layer;
-        floats = codes = 0;
-      }
-      if (weight.fate == Fate::kCopy) continue;
-      const auto n = static_cast<size_t>(weight.n_out * weight.n_in);
-      if (needs_streams_ && !basis_.empty()) floats += n * sizeof(float);
-      codes += n;
-      // Read as float, folded in double.
-      widest = std::max(widest, n * (2 * sizeof(float) + (basis_.empty() ? 0 : sizeof(double))));
-      if (weight.solver != nullptr) {
-        solver = std::max(solver, weight.solver->scratch_bytes(weight.n_out, weight.n_in));
-        if (weight.solver->needs_hessian()) {
-          const auto n_in = static_cast<size_t>(weight.n_in);
-          hessian = std::max(hessian, n_in * n_in * sizeof(double));
-        }
-      }
-      largest_layer = std::max(largest_layer, floats + codes);
-    }
-    size_t streams = 0;
-    if (needs_streams_) streams = Streams::n_bytes(files_->desc(), corpus_.n_tokens());
-    return largest_layer + widest + solver + hessian + streams;
+  size_t stream_bytes() const {
+    return needs_streams_ ? Streams::n_bytes(files_->desc(), corpus_.n_tokens()) : 0;
   }
 
   Status announce() {
     int resumed = 0;
     while (journal_->has(resumed)) ++resumed;
     Json notes = result_.notes;
-    return report("plan", {{"recipe", packed_.recipe},
-                           {"matrices", plan_.n_coded()},
-                           {"layers", n_layers()},
-                           {"calibration", packed_.calibration},
-                           {"peak_bytes", peak_bytes()},
-                           {"finished_steps", resumed},
-                           {"notes", notes}});
+    return report(
+        "plan", {{"recipe", packed_.recipe},
+                 {"matrices", plan_.n_coded()},
+                 {"layers", n_layers()},
+                 {"calibration", packed_.calibration},
+                 {"peak_bytes", plan_.peak_bytes(needs_streams_, !basis_.empty()) + stream_bytes()},
+                 {"finished_steps", resumed},
+                 {"notes", notes}});
   }
 
   // A dense tensor of the output in the source's float type.
@@ -387,6 +337,9 @@ class Compression {
   Status advance(int layer, const LayerWeights& source, const LayerWeights& coded) {
     const auto go = [&] { return proceed_in_layer(layer, "run the layer"); };
     if (!streams_->advance(layer, source, coded, go)) return cancelled();
+    for (const WeightId& id : files_->store().weight_ids()) {
+      if (id.layer == layer) files_->store().checkpoint().release(files_->store().stored(id));
+    }
     result_.output_error = streams_->relative_error();
     return {};
   }

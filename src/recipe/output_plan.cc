@@ -83,6 +83,30 @@ std::vector<const WeightPlan*> OutputPlan::of_layer(int layer) const {
   return found;
 }
 
+size_t OutputPlan::peak_bytes(bool has_streams, bool is_folded) const {
+  size_t floats = 0, codes = 0, widest = 0, largest_layer = 0, hessian = 0, solver = 0;
+  int layer = -2;
+  for (const WeightPlan& weight : weights_) {
+    if (weight.id.layer != layer) floats = codes = 0;
+    layer = weight.id.layer;
+    if (weight.fate == Fate::kCopy) continue;
+    const auto n = static_cast<size_t>(weight.n_out * weight.n_in);
+    if (has_streams && is_folded) floats += n * sizeof(float);
+    codes += n;
+    // Read as float, folded in double.
+    widest = std::max(widest, n * (2 * sizeof(float) + (is_folded ? sizeof(double) : 0)));
+    if (weight.solver != nullptr) {
+      solver = std::max(solver, weight.solver->scratch_bytes(weight.n_out, weight.n_in));
+      const auto n_in = static_cast<size_t>(weight.n_in);
+      if (weight.solver->needs_hessian()) {
+        hessian = std::max(hessian, n_in * n_in * sizeof(double));
+      }
+    }
+    largest_layer = std::max(largest_layer, floats + codes);
+  }
+  return largest_layer + widest + solver + hessian;
+}
+
 int64_t OutputPlan::n_coded() const {
   return std::count_if(weights_.begin(), weights_.end(),
                        [](const WeightPlan& weight) { return weight.fate == Fate::kCoded; });

@@ -42,6 +42,9 @@ class OutputPlan {
   const std::set<std::string>& copied() const { return copied_; }
   DType dense_dtype() const { return dense_dtype_; }
   int64_t n_coded() const;
+  // The most memory that coding needs at once, beyond mapped files and calibration streams: one
+  // layer and its codes, its widest matrix while it is folded and solved, one Hessian.
+  size_t peak_bytes(bool has_streams, bool is_folded) const;
 
  private:
   std::vector<WeightPlan> weights_;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 
 #include "base/file.h"
 
@@ -18,6 +19,7 @@ struct Piece {
   TensorSpec spec;
   const std::byte* bytes;
   size_t n_bytes;
+  std::function<void()> release;  // of the pages just copied: a whole model must not stay resident
 };
 
 Result<std::vector<Piece>> gather(const ModelFiles& source, const OutputPlan& plan,
@@ -25,13 +27,24 @@ Result<std::vector<Piece>> gather(const ModelFiles& source, const OutputPlan& pl
   std::vector<Piece> pieces;
   for (const auto& step : steps) {
     for (const TensorInfo& tensor : step->tensors()) {
-      pieces.push_back({{tensor.name, tensor.dtype, tensor.shape}, tensor.bytes, tensor.n_bytes});
+      const MappedFile& file = step->file();
+      pieces.push_back({{tensor.name, tensor.dtype, tensor.shape},
+                        tensor.bytes,
+                        tensor.n_bytes,
+                        [&file, &tensor] {
+                          file.release(static_cast<size_t>(tensor.bytes - file.bytes().data()),
+                                       tensor.n_bytes);
+                        }});
     }
   }
   for (const std::string& name : plan.copied()) {
     const TensorInfo* tensor = source.store().checkpoint().find(name);
     if (tensor == nullptr) return error("tensor '{}' vanished from the source", name);
-    pieces.push_back({{name, tensor->dtype, tensor->shape}, tensor->bytes, tensor->n_bytes});
+    const Checkpoint& checkpoint = source.store().checkpoint();
+    pieces.push_back({{name, tensor->dtype, tensor->shape},
+                      tensor->bytes,
+                      tensor->n_bytes,
+                      [&checkpoint, tensor] { checkpoint.release(*tensor); }});
   }
   std::sort(pieces.begin(), pieces.end(),
             [](const Piece& a, const Piece& b) { return a.spec.name < b.spec.name; });
@@ -50,6 +63,7 @@ Status write_shard(const std::string& path, std::span<const Piece> pieces) {
   for (const TensorSpec& spec : writer.order()) {
     const Piece& piece = *by_name.at(spec.name);
     QUERN_TRY(writer.append(spec.name, piece.bytes, piece.n_bytes));
+    piece.release();
   }
   return writer.finish();
 }

@@ -2,10 +2,10 @@
 #include "transforms/basis.h"
 
 #include <fmt/format.h>
-#include <xxhash.h>
 
 #include <bit>
 
+#include "base/digest.h"
 #include "base/random.h"
 #include "kernels/hadamard.h"
 
@@ -31,7 +31,7 @@ class Signs final : public Operator {
   void apply_inverse(double* x, int64_t count) const override { flip(x, count); }
   int64_t flops() const override { return size(); }
   std::string digest() const {
-    return fmt::format("{:016x}", XXH64(signs_.data(), signs_.size(), 0));
+    return digest_of({reinterpret_cast<const char*>(signs_.data()), signs_.size()});
   }
   Json to_json() const override {
     return {{"op", "signs"},
