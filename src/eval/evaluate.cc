@@ -192,7 +192,8 @@ class Evaluation {
       const std::span<const Token> target(window.target.data() + first, static_cast<size_t>(count));
       const Matrix<float>* base = base_ == nullptr ? nullptr : &base_run_->logits(first, count);
       for (size_t m = 0; m < models_.size(); ++m) {
-        scores_[m].add(models_[m] == base_ ? *base : runs_[m].logits(first, count), base, target);
+        const bool is_base = base != nullptr && models_[m] == base_;
+        scores_[m].add(is_base ? *base : runs_[m].logits(first, count), base, target);
       }
     }
     n_fed_ += n;
