@@ -49,7 +49,9 @@ std::unique_ptr<Normalizer> make_space_rules(const SpaceRules& rules);
 enum class CharsmapUnit { kGrapheme, kLongestPrefix };
 Result<std::unique_ptr<Normalizer>> make_charsmap(std::string_view compiled, CharsmapUnit unit);
 
-// The text in a Unicode normal form; linear in the length whatever the combining marks.
+// The text in a Unicode normal form; linear in the length whatever the combining marks. The
+// reference of tokenizer.json has older tables: marks that Unicode gained since (U+FE2E) are put
+// in canonical order here and not there.
 std::string to_normal_form(std::string_view text, NormalForm form);
 
 }  // namespace quern::tok
