@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "formats/gguf.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -233,6 +234,7 @@ Status GgufParser::metadata() {
       return error("key '{}' appears twice", key);
     }
   }
+  contents_.metadata_end = at_;
   return {};
 }
 
@@ -449,6 +451,14 @@ Result<std::unique_ptr<GgufFile>> GgufFile::open(const std::string& path) {
   if (!contents) return error("{}: {}", path, contents.error().message);
   file->contents_ = std::move(*contents);
   return file;
+}
+
+std::string metadata_only_image(const GgufFile& file) {
+  constexpr size_t kTensorCount = 8;  // byte where the tensor count stands
+  std::string image(reinterpret_cast<const char*>(file.file().bytes().data()),
+                    file.contents().metadata_end);
+  std::fill_n(image.begin() + kTensorCount, sizeof(uint64_t), '\0');
+  return image;
 }
 
 }  // namespace quern

@@ -85,6 +85,7 @@ struct GgufContents {
   uint32_t version = 0;
   uint64_t alignment = 32;
   GgufMetadata metadata;
+  uint64_t metadata_end = 0;  // byte after the last key
   std::vector<TensorInfo> tensors;  // in file order, GGUF names; plain types have block_type 0
 };
 
@@ -103,6 +104,9 @@ class GgufFile {
   std::shared_ptr<const MappedFile> file_;
   GgufContents contents_;
 };
+
+// An image with the file's metadata and no tensors: all that a tokenizer needs.
+std::string metadata_only_image(const GgufFile& file);
 
 bool is_gguf(std::span<const std::byte> file);  // by its magic
 

@@ -90,7 +90,7 @@ Result<GenerateResult> generate(const Model& model, const Tokenizer& tokenizer,
     }
     sampler.accept(next);
     result.tokens.push_back(next);
-    const std::string piece = tokenizer.detokenize({&next, 1});
+    const std::string piece = tokenizer.detokenize_middle({&next, 1});
     if (!options.on_text(filter.push(characters.push(piece)))) {
       result.stop_reason = "cancelled";
       return result;

@@ -48,6 +48,10 @@ class WeightStore {
   }
   Shape shape(const WeightId& id) const { return weight_shape(model_, id); }
 
+  // Whether stored bytes are the weights' values in their order, as in directories; a GGUF file may
+  // permute rows or transpose, and is read by values only.
+  bool is_in_order() const { return is_in_order_; }
+
   // Codes and basis of a model that quern wrote; empty for any other.
   const Packed& packed() const { return packed_; }
   // The weight's entry among the coded ones; null if it is stored densely.

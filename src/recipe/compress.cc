@@ -147,10 +147,10 @@ class Compression {
                  {"notes", notes}});
   }
 
-  // A dense tensor of the output in the source's float type.
-  OutputTensor dense_tensor(std::string name, Shape shape, const float* values) const {
+  static OutputTensor dense_tensor(std::string name, DType dtype, Shape shape,
+                                   const float* values) {
     OutputTensor tensor;
-    tensor.spec = {std::move(name), plan_.dense_dtype(), std::move(shape)};
+    tensor.spec = {std::move(name), dtype, std::move(shape)};
     const int64_t n = *element_count(tensor.spec.shape);
     tensor.bytes.resize(static_cast<size_t>(n * dtype_bits(tensor.spec.dtype) / 8));
     convert_from_float(values, n, tensor.spec.dtype, tensor.bytes.data());
@@ -163,10 +163,10 @@ class Compression {
       const double offset = norm_desc(weight.id).gain_offset;
       const std::vector<float> ones(static_cast<size_t>(weight.n_in),
                                     static_cast<float>(1.0 - offset));
-      out.push_back(dense_tensor(weight.name, shape, ones.data()));
+      out.push_back(dense_tensor(weight.name, weight.dense_dtype, shape, ones.data()));
     } else {
       QUERN_ASSIGN(const Matrix<float> values, fused_->weight(weight.id));
-      out.push_back(dense_tensor(weight.name, shape, values.data()));
+      out.push_back(dense_tensor(weight.name, weight.dense_dtype, shape, values.data()));
     }
     return add_bias(weight, out);
   }
@@ -177,7 +177,8 @@ class Compression {
     const std::string name = store.stored_name(weight.id, Part::kBias);
     if (plan_.copied().contains(name)) return {};
     QUERN_ASSIGN(const std::vector<float> bias, fused_->bias(weight.id));
-    out.push_back(dense_tensor(name, {static_cast<int64_t>(bias.size())}, bias.data()));
+    out.push_back(
+        dense_tensor(name, weight.dense_dtype, {static_cast<int64_t>(bias.size())}, bias.data()));
     return {};
   }
 
@@ -215,7 +216,9 @@ class Compression {
 
   // Takes the reports of a finished step over into the output's header.
   void record(const Json& report) {
-    for (const auto& [name, row] : report.at("matrices").items()) {
+    for (const auto& item : report.at("matrices").items()) {
+      const std::string& name = item.key();
+      const Json& row = item.value();
       const auto weight = std::find_if(plan_.weights().begin(), plan_.weights().end(),
                                        [&](const WeightPlan& w) { return w.name == name; });
       if (weight == plan_.weights().end()) continue;

@@ -10,8 +10,10 @@ namespace {
 
 constexpr Part kParts[] = {Part::kWeight, Part::kBias};
 
-bool is_block_coded(const WeightStore& store, const WeightId& id) {
-  return store.stored(id).block_type != 0;
+// The source's own float type; what was decoded from blocks becomes F16.
+DType dense_dtype(const TensorInfo& tensor) {
+  if (tensor.block_type != 0 || !is_plain_float(tensor.dtype)) return DType::kF16;
+  return tensor.dtype == DType::kF64 ? DType::kF32 : tensor.dtype;
 }
 
 }  // namespace
@@ -32,13 +34,14 @@ Result<OutputPlan> OutputPlan::make(const ModelFiles& source, const Recipe& reci
     weight.n_out = shape.size() == 2 ? shape[0] : 1;
     weight.n_in = shape.back();
     weight.name = store.stored_name(id);
+    weight.dense_dtype = dense_dtype(store.stored(id));
     const bool can_be_coded = is_linear(id.role) || id.role == Role::kEmbed;
     weight.solver = can_be_coded ? recipe.solver_for(source.desc(), id) : nullptr;
     if (weight.solver != nullptr) {
       auto planes = weight.solver->codec().planes(weight.n_out, weight.n_in);
       if (!planes) return tl::unexpected(in_context(planes.error(), to_string(id)));
       weight.fate = Fate::kCoded;
-    } else if (is_changed(basis, id.role) || is_block_coded(store, id)) {
+    } else if (is_changed(basis, id.role) || !store.is_in_order()) {
       weight.fate = Fate::kDense;
     }
     if (weight.fate != Fate::kCopy) {
@@ -54,9 +57,6 @@ Result<OutputPlan> OutputPlan::make(const ModelFiles& source, const Recipe& reci
     for (const Part part : kParts) {
       if (!store.exists(weight.id, part)) continue;
       const TensorInfo& tensor = store.stored(weight.id, part);
-      if (part == Part::kWeight && is_plain_float(tensor.dtype)) {
-        plan.dense_dtype_ = tensor.dtype == DType::kF64 ? DType::kF32 : tensor.dtype;
-      }
       if (weight.fate == Fate::kCopy && broken_up.contains(tensor.name)) {
         weight.fate = Fate::kDense;
       }

@@ -26,6 +26,7 @@ struct WeightPlan {
   const Solver* solver = nullptr;  // kCoded
   std::string name;                // of the weight in the output
   int64_t n_out = 0, n_in = 0;
+  DType dense_dtype = DType::kBF16;  // kDense, and the bias
 };
 
 class OutputPlan {
@@ -40,7 +41,6 @@ class OutputPlan {
   std::vector<const WeightPlan*> of_layer(int layer) const;
   // Source tensors copied unchanged.
   const std::set<std::string>& copied() const { return copied_; }
-  DType dense_dtype() const { return dense_dtype_; }
   int64_t n_coded() const;
   // The most memory that coding needs at once, beyond mapped files and calibration streams: one
   // layer and its codes, its widest matrix while it is folded and solved, one Hessian.
@@ -50,7 +50,6 @@ class OutputPlan {
   std::vector<WeightPlan> weights_;
   std::map<WeightId, size_t> index_;
   std::set<std::string> copied_;
-  DType dense_dtype_ = DType::kBF16;
 };
 
 }  // namespace quern

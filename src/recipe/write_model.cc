@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "base/file.h"
+#include "formats/gguf.h"
 
 namespace quern {
 namespace {
@@ -132,7 +133,12 @@ Status write_model(const ModelFiles& source, const OutputPlan& plan, const Packe
   Json config = source.store().checkpoint().config();
   config["quantization_config"] = packed.to_json();
   QUERN_TRY(write_file_atomically(results + "/config.json", config.dump(1) + "\n"));
-  if (fs::is_directory(source.path())) QUERN_TRY(copy_companions(source.path(), results));
+  if (fs::is_directory(source.path())) {
+    QUERN_TRY(copy_companions(source.path(), results));
+  } else {
+    QUERN_ASSIGN(const auto gguf, GgufFile::open(source.path()));
+    QUERN_TRY(write_file_atomically(results + "/tokenizer.gguf", metadata_only_image(*gguf)));
+  }
   return journal.publish(results, out);
 }
 

@@ -27,6 +27,9 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::open(const std::string& path) {
     return tok::open_tokenizer_model(is_directory ? (given / "tokenizer.model").string() : path,
                                      directory.string());
   }
+  if (is_directory && fs::exists(given / "tokenizer.gguf", ignored)) {  // of a model made from GGUF
+    return tok::open_gguf_tokenizer((given / "tokenizer.gguf").string());
+  }
   return error("{}: expected a directory with tokenizer.json or tokenizer.model, or a .gguf file",
                path);
 }
