@@ -62,6 +62,8 @@ class Checkpoint {
 
   // Bytes of all tensors as stored.
   uint64_t tensor_bytes() const;
+  // Bytes of the files that hold them, headers included.
+  virtual uint64_t file_bytes() const { return tensor_bytes(); }
 
  protected:
   std::string path_;

@@ -38,6 +38,11 @@ class HfCheckpoint final : public Checkpoint {
   Status read_rows(const TensorInfo& tensor, int64_t first_row, int64_t n_rows,
                    float* dst) const override;
   void release(const TensorInfo& tensor) const override;
+  uint64_t file_bytes() const override {
+    uint64_t total = 0;
+    for (const auto& file : files_) total += file->file().bytes().size();
+    return total;
+  }
 
  private:
   Status load_shards(const std::string& index_path);

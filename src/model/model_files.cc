@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/model_files.h"
 
-#include <filesystem>
-
 #include "base/digest.h"
 #include "model/fuse.h"
 
@@ -126,18 +124,7 @@ std::string ModelFiles::digest() const {
   return digest.hex();
 }
 
-uint64_t ModelFiles::weight_bytes() const {
-  const std::filesystem::path path(this->path());
-  std::error_code problem;
-  if (!std::filesystem::is_directory(path, problem)) {
-    return std::filesystem::file_size(path, problem);
-  }
-  uint64_t total = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(path, problem)) {
-    if (entry.path().extension() == ".safetensors") total += entry.file_size(problem);
-  }
-  return total;
-}
+uint64_t ModelFiles::weight_bytes() const { return store_->checkpoint().file_bytes(); }
 
 double ModelFiles::bpw() const {
   return 8.0 * static_cast<double>(weight_bytes()) / static_cast<double>(n_params());
