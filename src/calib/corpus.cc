@@ -42,6 +42,9 @@ Result<Corpus> corpus_from_text(const ModelDesc& model, const Tokenizer& tokeniz
                                 const CorpusOptions& options) {
   QUERN_TRY(check_options(model, options));
   const std::vector<Token> ids = tokenizer.tokenize(text);
+  if (Status known = check_ids(model, ids); !known) {
+    return tl::unexpected(in_context(std::move(known).error(), origin));
+  }
   const bool has_bos = model.bos >= 0;
   const int64_t run = options.length - (has_bos ? 1 : 0);
   if (static_cast<int64_t>(ids.size()) < run) {

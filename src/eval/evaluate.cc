@@ -242,6 +242,7 @@ Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, c
     }
   }
   QUERN_ASSIGN(const std::vector<Window> windows, cut(models[0]->desc(), text, options));
+  QUERN_TRY(check_ids(models[0]->desc(), text));
   Evaluation evaluation(models, base);
   for (size_t i = 0; i < windows.size(); ++i) {
     if (!options.proceed(static_cast<double>(i) / static_cast<double>(windows.size()))) {

@@ -7,7 +7,6 @@
 #include "kernels/kernels.h"
 
 namespace quern {
-namespace {
 
 Status check_ids(const ModelDesc& model, std::span<const Token> ids) {
   for (const Token id : ids) {
@@ -17,8 +16,6 @@ Status check_ids(const ModelDesc& model, std::span<const Token> ids) {
   }
   return {};
 }
-
-}  // namespace
 
 void embed(const ModelDesc& model, const BasisChange& basis, const EndWeights& ends,
            std::span<const Token> ids, int64_t position, MatrixView<float> h) {

@@ -47,6 +47,9 @@ class Model {
   EndWeights ends_;
 };
 
+// Fails on the first id that is not in the vocabulary; a tokenizer may belong to another model.
+Status check_ids(const ModelDesc& model, std::span<const Token> ids);
+
 // What stands before and after the layers; shared by the runtime and calibration.
 // h [ids.size(), d_model] <- embedding of ids at positions from `position`, in the layers' basis.
 void embed(const ModelDesc& model, const BasisChange& basis, const EndWeights& ends,
