@@ -32,7 +32,7 @@ Action declare_bench(CLI::App& app) {
     const double gb_per_second =
         static_cast<double>(speed.bytes_per_token) * speed.generated_median / 1e9;
     if (o->json) {
-      const Json json = {{"model", o->model},
+      const Json json = {{"model", valid_utf8(o->model)},
                          {"n_prompt", o->speed.n_prompt},
                          {"n_gen", o->speed.n_generate},
                          {"prompt_tokens_per_second", speed.prompt_median},

@@ -62,10 +62,13 @@ std::string output_folder(const CompareOptions& o, const std::string& canonical)
   const auto source = std::filesystem::weakly_canonical(o.model, ignored).string();
   const std::string weights = source + "/model.safetensors";
   const auto changed = std::filesystem::last_write_time(
-      std::filesystem::exists(weights) ? weights : source, ignored);
+      std::filesystem::exists(weights, ignored) ? weights : source, ignored);
+  const std::string& text = o.compress.calibration;
+  const int64_t text_changed =
+      text.empty() ? 0 : std::filesystem::last_write_time(text, ignored).time_since_epoch().count();
   const std::string key =
-      fmt::format("{}|{}|{}|{}|{}|{}|{}|{}", source, changed.time_since_epoch().count(), canonical,
-                  o.compress.seed, o.compress.calibration, o.compress.corpus.n_samples,
+      fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}", source, changed.time_since_epoch().count(),
+                  canonical, o.compress.seed, text, text_changed, o.compress.corpus.n_samples,
                   o.compress.corpus.length, QUERN_VERSION);
   return fmt::format("{}/{}", o.work, digest_of(key));
 }
@@ -191,8 +194,8 @@ Result<Row> compress_one(const CompareOptions& o, const std::string& text, Progr
   Row row;
   row.recipe = recipe.canonical();
   row.path = output_folder(o, row.recipe);
-  if (std::filesystem::exists(row.path)) return row;
   std::error_code problem;
+  if (std::filesystem::exists(row.path, problem)) return row;
   std::filesystem::create_directories(o.work, problem);
   if (problem) return error("{}: {}", o.work, problem.message());
   CompressOptions options = o.compress;

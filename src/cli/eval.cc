@@ -63,7 +63,7 @@ Action declare_eval(CLI::App& app) {
       json["linear_bpw"] = files.linear_bpw();
       json["protocol"] = o->protocol;
       json["ctx"] = o->eval.n_ctx;
-      json["text"] = o->text.empty() ? "bundled" : o->text;
+      json["text"] = o->text.empty() ? "bundled" : valid_utf8(o->text);
       fmt::print("{}\n", json.dump());
       return {};
     }

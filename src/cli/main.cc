@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // quern: the program. Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 interrupted.
 #include <cstdio>
+#include <exception>
+#include <new>
 
 #include "cli/command.h"
 
@@ -45,8 +47,14 @@ int run(int argc, char** argv) {
     return code == 0 ? 0 : 2;
   }
   watch_interrupts();
-  const Status status = action();
-  return status ? 0 : exit_code(status.error());
+  try {
+    const Status status = action();
+    return status ? 0 : exit_code(status.error());
+  } catch (const std::bad_alloc&) {
+    return exit_code({ErrorKind::kFailed, "out of memory"});
+  } catch (const std::exception& problem) {
+    return exit_code({ErrorKind::kFailed, problem.what()});
+  }
 }
 
 }  // namespace

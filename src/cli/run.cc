@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <utility>
 
 #include "base/file.h"
 #include "cli/command.h"
@@ -47,11 +48,9 @@ Status generate_text(const RunOptions& o) {
   GenerateOptions options = o.generate;
   options.n_ctx = o.n_ctx > 0 ? o.n_ctx : model->desc().n_context;
   std::string text;
-  if (!o.json) {
-    fmt::print("{}", prompt);
-    std::fflush(stdout);
-  }
+  bool is_prompt_shown = o.json;
   options.on_text = [&](std::string_view piece) {
+    if (!std::exchange(is_prompt_shown, true)) fmt::print("{}", prompt);  // the prompt was run
     text += piece;
     if (!o.json) {
       fmt::print("{}", piece);

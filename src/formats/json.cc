@@ -154,6 +154,12 @@ Result<Json> read_json_file(const std::string& path, size_t limit) {
   return parse_json(text, path);
 }
 
+std::string valid_utf8(std::string_view text) {
+  const Json string(text);
+  return Json::parse(string.dump(-1, ' ', false, Json::error_handler_t::replace))
+      .get<std::string>();
+}
+
 Result<int64_t> json_int(const Json& object, std::string_view key, int64_t low, int64_t high) {
   QUERN_ASSIGN(const Json* value, required(object, key, "an integer"));
   return as_int(*value, key, low, high);

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 
 #include "base/digest.h"
@@ -52,7 +53,7 @@ class Compression {
   Result<CompressResult> run() {
     const auto start = Clock::now();
     QUERN_TRY(prepare());
-    QUERN_ASSIGN(Journal journal, Journal::open(options_.out, job_));
+    QUERN_ASSIGN(Journal journal, Journal::open(out_, job_));
     journal_ = &journal;
     QUERN_TRY(announce());
     QUERN_TRY(code_ends_before());
@@ -63,7 +64,7 @@ class Compression {
     for (int layer = 0; layer < n_layers(); ++layer) QUERN_TRY(layer_step(layer));
     QUERN_TRY(code_head());
     QUERN_TRY(report("progress", {{"what", "write"}, {"done", 1.0}}));
-    QUERN_TRY(write_model(*files_, plan_, packed_, journal, options_.out));
+    QUERN_TRY(write_model(*files_, plan_, packed_, journal, out_));
     return finish(start);
   }
 
@@ -89,9 +90,7 @@ class Compression {
 
   Status prepare() {
     QUERN_ASSIGN(recipe_, Recipe::load(options_.recipe));
-    if (std::filesystem::exists(options_.out) && !options_.force) {
-      return usage_error("{} exists; choose another output or pass --force", options_.out);
-    }
+    QUERN_TRY(check_output());
     QUERN_ASSIGN(files_, ModelFiles::open(options_.model));
     if (!files_->packed().empty()) {
       return usage_error("{} is already compressed with '{}'; compress the original",
@@ -126,6 +125,26 @@ class Compression {
             {"calibration", packed_.calibration},
             {"seed", packed_.seed},
             {"version", QUERN_VERSION}};
+    return {};
+  }
+
+  Status check_output() {
+    namespace fs = std::filesystem;
+    out_ = options_.out;
+    while (out_.size() > 1 && out_.ends_with('/')) out_.pop_back();  // "out/" is "out"
+    std::error_code problem;
+    const bool exists = fs::exists(out_, problem);
+    if (problem) return usage_error("{}: {}", out_, problem.message());
+    if (!exists) return {};
+    if (!options_.force) {
+      return usage_error("{} exists; choose another output or pass --force", out_);
+    }
+    // Replacing a folder must not take the model away that is read.
+    const fs::path out = fs::canonical(out_, problem);
+    const fs::path model = fs::weakly_canonical(options_.model, problem);
+    if (std::mismatch(out.begin(), out.end(), model.begin(), model.end()).first == out.end()) {
+      return usage_error("{} holds the model that is compressed; choose another output", out_);
+    }
     return {};
   }
 
@@ -187,10 +206,23 @@ class Compression {
     return id.role == Role::kAttnNorm ? layer.attn_norm : layer.mlp_norm;
   }
 
+  // A code for NaN or infinity would be an arbitrary number, and its error none.
+  static Status check_finite(const Matrix<float>& w, const WeightId& id) {
+    for (int64_t i = 0; i < w.rows(); ++i) {
+      for (int64_t j = 0; j < w.cols(); ++j) {
+        if (std::isfinite(w(i, j))) continue;
+        return error("{}: the weight at [{}, {}] is {}; the source model is damaged", to_string(id),
+                     i, j, w(i, j));
+      }
+    }
+    return {};
+  }
+
   // Codes one matrix; its planes go to `out`, its report to `reports`, itself into `coded`.
   Status code(const WeightPlan& weight, MatrixView<const double> hessian,
               std::vector<OutputTensor>& out, Json& reports, LinearWeight* coded) {
     QUERN_ASSIGN(const Matrix<float> w, fused_->weight(weight.id));
+    QUERN_TRY(check_finite(w, weight.id));
     const Codec& codec = weight.solver->codec();
     QUERN_ASSIGN(CodedMatrix codes, CodedMatrix::create(codec, w.rows(), w.cols()));
     auto solved = weight.solver->solve({w.view(), hessian}, codes);
@@ -214,29 +246,40 @@ class Compression {
     return {};
   }
 
-  // Takes the reports of a finished step over into the output's header.
-  void record(const Json& report) {
-    for (const auto& item : report.at("matrices").items()) {
+  // Takes the reports of a finished step over into the output's header. A report may come from the
+  // journal, which something else may have damaged.
+  Status record(int step, const Json& report) {
+    const auto rows = report.find("matrices");
+    if (rows == report.end() || !rows->is_object()) return damaged(step, "no matrices");
+    for (const auto& item : rows->items()) {
       const std::string& name = item.key();
-      const Json& row = item.value();
-      const auto weight = std::find_if(plan_.weights().begin(), plan_.weights().end(),
-                                       [&](const WeightPlan& w) { return w.name == name; });
-      if (weight == plan_.weights().end()) continue;
+      const auto weight = std::find_if(
+          plan_.weights().begin(), plan_.weights().end(),
+          [&](const WeightPlan& w) { return w.fate == Fate::kCoded && w.name == name; });
+      if (weight == plan_.weights().end()) return damaged(step, name);
+      const auto loss = json_number(item.value(), "error");
+      const auto damping = json_number(item.value(), "damping");
+      const auto raises = json_int(item.value(), "damping_raises", 0, 1 << 20);
+      const auto fallback = json_string(item.value(), "fallback");
+      if (!loss || !damping || !raises || !fallback) return damaged(step, name);
       PackedTensor tensor;
       tensor.codec = codec_named(weight->solver->codec().spec());
       tensor.n_out = weight->n_out;
       tensor.n_in = weight->n_in;
-      tensor.error = row.at("error");
+      tensor.error = *loss;
       packed_.tensors.emplace(name, std::move(tensor));
-      if (row.at("damping_raises") > 0) {
-        result_.notes.push_back(fmt::format("{}: damping raised {} times, to {}", name,
-                                            row.at("damping_raises").get<int>(),
-                                            row.at("damping").get<double>()));
+      if (*raises > 0) {
+        result_.notes.push_back(
+            fmt::format("{}: damping raised {} times, to {}", name, *raises, *damping));
       }
-      if (const std::string fallback = row.at("fallback"); !fallback.empty()) {
-        result_.notes.push_back(fmt::format("{}: {}", name, fallback));
-      }
+      if (!fallback->empty()) result_.notes.push_back(fmt::format("{}: {}", name, *fallback));
     }
+    return {};
+  }
+
+  tl::unexpected<Error> damaged(int step, std::string_view what) const {
+    return error("{}: {} is damaged; remove {} and start again", journal_->step_path(step), what,
+                 journal_->folder());
   }
 
   std::shared_ptr<const Codec> codec_named(const std::string& spec) {
@@ -246,7 +289,7 @@ class Compression {
   }
 
   // A coded weight of a finished step, mapped from the journal.
-  Result<LinearWeight> reload(const WeightPlan& weight,
+  Result<LinearWeight> reload(int step, const WeightPlan& weight,
                               const std::shared_ptr<SafetensorsFile>& file) {
     LinearWeight linear;
     linear.n_out = weight.n_out;
@@ -257,8 +300,7 @@ class Compression {
     for (const PlaneSpec& plane : planes) {
       const TensorInfo* tensor = file->find(plane_name(weight.name, plane));
       if (tensor == nullptr || tensor->n_bytes != plane.n_bytes()) {
-        return error("{}: {} is damaged; remove the folder and start again", journal_->folder(),
-                     plane_name(weight.name, plane));
+        return damaged(step, plane_name(weight.name, plane));
       }
       linear.codes.planes.push_back(tensor->bytes);
     }
@@ -269,8 +311,7 @@ class Compression {
 
   Status finish_step(int step, const std::vector<OutputTensor>& tensors, const Json& report) {
     QUERN_TRY(journal_->write(step, tensors, report));
-    record(report);
-    return {};
+    return record(step, report);
   }
 
   Status code_ends_before() {
@@ -291,11 +332,11 @@ class Compression {
       QUERN_TRY(finish_step(step, tensors, {{"matrices", reports}}));
     } else {
       QUERN_ASSIGN(const Json report, journal_->report(step));
-      record(report);
+      QUERN_TRY(record(step, report));
     }
     if (embedding.fate != Fate::kCoded) return {};
     QUERN_ASSIGN(std::shared_ptr<SafetensorsFile> file, journal_->read(step));
-    QUERN_ASSIGN(coded_ends_.embed, reload(embedding, file));
+    QUERN_ASSIGN(coded_ends_.embed, reload(step, embedding, file));
     if (files_->desc().tied_head) coded_ends_.head = coded_ends_.embed;
     return {};
   }
@@ -311,12 +352,12 @@ class Compression {
     Json report;
     if (journal_->has(step)) {
       QUERN_ASSIGN(report, journal_->report(step));
-      record(report);
+      QUERN_TRY(record(step, report));
       if (!needs_streams_) return {};
       QUERN_ASSIGN(std::shared_ptr<SafetensorsFile> file, journal_->read(step));
       for (const WeightPlan* weight : plan_.of_layer(layer)) {
         if (weight->fate != Fate::kCoded) continue;
-        QUERN_ASSIGN(coded.at(weight->id.role, weight->id.expert), reload(*weight, file));
+        QUERN_ASSIGN(coded.at(weight->id.role, weight->id.expert), reload(step, *weight, file));
       }
       return advance(layer, source, coded);
     }
@@ -396,8 +437,7 @@ class Compression {
     const int step = head_step();
     if (journal_->has(step)) {
       QUERN_ASSIGN(const Json report, journal_->report(step));
-      record(report);
-      return {};
+      return record(step, report);
     }
     std::vector<OutputTensor> tensors;
     Json reports = Json::object();
@@ -422,23 +462,25 @@ class Compression {
   }
 
   Result<CompressResult> finish(Clock::time_point start) {
-    QUERN_ASSIGN(const auto written, ModelFiles::open(options_.out));
+    QUERN_ASSIGN(const auto written, ModelFiles::open(out_));
     result_.n_params = written->n_params();
     result_.weight_bytes = written->weight_bytes();
     result_.bpw = written->bpw();
     result_.linear_bpw = written->linear_bpw();
     result_.seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    QUERN_TRY(report("done", {{"out", options_.out},
-                              {"bytes", result_.weight_bytes},
-                              {"bpw", result_.bpw},
-                              {"linear_bpw", result_.linear_bpw},
-                              {"output_error", result_.output_error},
-                              {"seconds", result_.seconds},
-                              {"notes", result_.notes}}));
+    // The output is in its place: whoever wants to stop now comes too late.
+    (void)report("done", {{"out", valid_utf8(out_)},
+                          {"bytes", result_.weight_bytes},
+                          {"bpw", result_.bpw},
+                          {"linear_bpw", result_.linear_bpw},
+                          {"output_error", result_.output_error},
+                          {"seconds", result_.seconds},
+                          {"notes", result_.notes}});
     return result_;
   }
 
   const CompressOptions& options_;
+  std::string out_;
   Recipe recipe_;
   std::unique_ptr<ModelFiles> files_;
   BasisChange basis_;
@@ -475,7 +517,8 @@ Result<Corpus> gather_corpus(const CompressOptions& options) {
   }
   QUERN_ASSIGN(const std::string text, read_file(options.calibration));
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(options.model));
-  const std::string origin = std::filesystem::path(options.calibration).filename().string();
+  const std::string origin =
+      valid_utf8(std::filesystem::path(options.calibration).filename().string());
   return corpus_from_text(files->desc(), *tokenizer, text, origin, corpus);
 }
 

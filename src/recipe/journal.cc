@@ -56,7 +56,10 @@ std::string Journal::step_path(int step) const {
   return fmt::format("{}/step-{:05d}.safetensors", folder_, step);
 }
 
-bool Journal::has(int step) const { return fs::exists(step_path(step)); }
+bool Journal::has(int step) const {
+  std::error_code ignored;
+  return fs::exists(step_path(step), ignored);
+}
 
 Status Journal::write(int step, const std::vector<OutputTensor>& tensors, const Json& report) {
   std::vector<TensorSpec> specs;
@@ -89,7 +92,8 @@ Result<Json> Journal::report(int step) const {
 Status Journal::publish(const std::string& results, const std::string& out) {
   std::error_code problem;
   const std::string old = folder_ + "/replaced";
-  if (fs::exists(out)) fs::rename(out, old, problem);
+  fs::remove_all(old, problem);  // left by a run that was killed here
+  if (fs::exists(out, problem)) fs::rename(out, old, problem);
   if (problem) return os_error(out, problem);
   fs::rename(results, out, problem);
   if (problem) return os_error(out, problem);
