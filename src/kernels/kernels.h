@@ -48,6 +48,11 @@ struct KernelTable {
   void (*axpy_rows)(const float* a, int64_t ld_a, int64_t n_y, const float* v, int64_t ld_v,
                     int64_t n_v, int64_t n, float* y, int64_t ld_y);
 
+  // y[i, j] = fma(-a[i, p], v[p, j], y[i, j]) for p = 0, 1, ..., n_v - 1 in this order, i < n_y and
+  // j < n, in double: y -= a v for factors of matrices. n_v may be 0. y may not overlap a or v.
+  void (*subtract_rows)(const double* a, int64_t ld_a, int64_t n_y, const double* v, int64_t ld_v,
+                        int64_t n_v, int64_t n, double* y, int64_t ld_y);
+
   // y[i] = fma(a, x[i], y[i])
   void (*axpy)(float a, const float* x, int64_t n, float* y);
   // y[i] += x[i]

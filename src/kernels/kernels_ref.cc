@@ -100,6 +100,18 @@ void axpy_rows_ref(const float* a, int64_t ld_a, int64_t n_y, const float* v, in
   }
 }
 
+void subtract_rows_ref(const double* a, int64_t ld_a, int64_t n_y, const double* v, int64_t ld_v,
+                       int64_t n_v, int64_t n, double* y, int64_t ld_y) {
+  for (int64_t i = 0; i < n_y; ++i) {
+    for (int64_t p = 0; p < n_v; ++p) {
+      const double factor = -a[i * ld_a + p];
+      for (int64_t j = 0; j < n; ++j) {
+        y[i * ld_y + j] = std::fma(factor, v[p * ld_v + j], y[i * ld_y + j]);
+      }
+    }
+  }
+}
+
 void add_ref(const float* x, int64_t n, float* y) {
   for (int64_t i = 0; i < n; ++i) y[i] = y[i] + x[i];
 }
@@ -232,6 +244,7 @@ void fill_ref(KernelTable& table) {
   table.dot = dot_ref;
   table.dot_tile = dot_tile_ref;
   table.axpy_rows = axpy_rows_ref;
+  table.subtract_rows = subtract_rows_ref;
   table.axpy = axpy_ref;
   table.add = add_ref;
   table.scale = scale_ref;

@@ -186,6 +186,31 @@ TEST(Kernels, WeightedSumsOfRowsAgree) {
   });
 }
 
+TEST(Kernels, SubtractedRowsAgree) {
+  for_each_case([](const KernelTable& table, const Case& c) {
+    for (int64_t n_y : {1, 3, 4, 8, 13, 17}) {
+      const int64_t n_v = static_cast<int64_t>(c.seed) % 19, ld_v = c.n + 2, ld_a = n_v + 1;
+      const int64_t ld_y = c.n + 1;
+      const auto doubles = [&c](uint64_t which, int64_t n) {
+        Guarded<float> from = input(c, which, n);
+        Guarded<double> to(n, c.offset);
+        // Thirds, so that products do not fit in a double and fusing shows.
+        for (int64_t i = 0; i < n; ++i) to[i] = from[i] / 3.0;
+        return to;
+      };
+      Guarded<double> v = doubles(1, n_v * ld_v + 1), a = doubles(2, n_y * ld_a);
+      Guarded<double> got = doubles(3, n_y * ld_y), want = got;
+      table.subtract_rows(a.data(), ld_a, n_y, v.data(), ld_v, n_v, c.n, got.data(), ld_y);
+      kernels(Isa::kRef).subtract_rows(a.data(), ld_a, n_y, v.data(), ld_v, n_v, c.n, want.data(),
+                                       ld_y);
+      ASSERT_TRUE(got.guards_hold());
+      for (int64_t i = 0; i < n_y * ld_y; ++i) {
+        ASSERT_TRUE(same_bits(got[i], want[i])) << "n_y=" << n_y << " element " << i;
+      }
+    }
+  });
+}
+
 TEST(Kernels, NormsAgree) {
   for_each_case([](const KernelTable& table, const Case& c) {
     Guarded<float> x = input(c, 1), gain = input(c, 2), bias = input(c, 4);

@@ -59,6 +59,11 @@ inline bool same_bits(float a, float b) {
          (std::isnan(a) && std::isnan(b));
 }
 
+inline bool same_bits(double a, double b) {
+  return std::bit_cast<uint64_t>(a) == std::bit_cast<uint64_t>(b) ||
+         (std::isnan(a) && std::isnan(b));
+}
+
 enum class Fill { kGaussian, kSpecial };
 
 // Gaussian values; kSpecial mixes in zeros, infinities, NaN, subnormals and very large magnitudes.

@@ -11,10 +11,12 @@ KernelTable make_table(Isa isa) {
   if (isa == Isa::kAvx2) {
     fill_rows_avx2(table);
     fill_tile_avx2(table);
+    fill_subtract_rows_avx2(table);
   }
   if (isa == Isa::kAvx512) {
     fill_rows_avx512(table);
     fill_tile_avx512(table);
+    fill_subtract_rows_avx512(table);
   }
   return table;
 }

@@ -10,7 +10,9 @@ namespace quern {
 void fill_ref(KernelTable& table);
 void fill_rows_avx2(KernelTable& table);
 void fill_tile_avx2(KernelTable& table);
+void fill_subtract_rows_avx2(KernelTable& table);
 void fill_rows_avx512(KernelTable& table);
 void fill_tile_avx512(KernelTable& table);
+void fill_subtract_rows_avx512(KernelTable& table);
 
 }  // namespace quern
