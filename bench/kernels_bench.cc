@@ -100,6 +100,28 @@ void dot_tile(benchmark::State& state, const KernelTable& table, int64_t n_x, in
   state.counters["w B/s"] = rate(4.0 * static_cast<double>(n_w * k));
 }
 
+void subtract_rows(benchmark::State& state, const KernelTable& table, int64_t n) {
+  Matrix<double> a(n, n), v(n, n + 8), got(n, n), want(n, n);
+  Random random(1);
+  for (Matrix<double>* m : {&a, &v}) {
+    for (int64_t i = 0; i < m->rows() * m->cols(); ++i) m->data()[i] = random.gaussian();
+  }
+  const auto run = [&](const KernelTable& t, Matrix<double>& y) {
+    t.subtract_rows(a.data(), n, n, v.data(), n + 8, n, n, y.data(), n);
+  };
+  run(table, got);
+  run(kernels(Isa::kRef), want);
+  if (got != want) {
+    state.SkipWithError("differs from the reference");
+    return;
+  }
+  for (auto _ : state) {
+    run(table, got);
+    benchmark::ClobberMemory();
+  }
+  state.counters["FLOP/s"] = rate(2.0 * static_cast<double>(n * n * n));
+}
+
 using RowOperation = std::function<void(const KernelTable&, float* row)>;
 
 // Times `operation` on a row of n values that is copied in before each call (the copy is timed
@@ -158,9 +180,12 @@ void register_tiles(const KernelTable& table, const std::string& suffix) {
       dot_tile(state, table, x, w, k);
     });
   }
+  benchmark::RegisterBenchmark(fmt::format("subtract_rows/144{}", suffix).c_str(),
+                               [&table](auto& state) { subtract_rows(state, table, 144); });
 }
 
-// ---- What is built on the table; CPU time of the calling thread, one thread.
+// ---- What is built on the table; CPU time of the calling thread, one thread where no number is
+// given, or else elapsed time.
 
 void attention(benchmark::State& state) {
   const int64_t n_q = state.range(0), n_ctx = state.range(1), d_head = 128;
@@ -205,16 +230,33 @@ void gram(benchmark::State& state) {
   state.counters["FLOP/s"] = rate(static_cast<double>(n_tokens * n * n));
 }
 
-void cholesky(benchmark::State& state) {
+void cholesky(benchmark::State& state, const KernelTable& table) {
   const int64_t n = state.range(0);
   const auto x = gaussian(2 * n * n, 1);
-  Matrix<double> h(n, n);
+  Matrix<double> h(n, n), factor = h;
   accumulate_gram(MatrixView<const float>(x.data(), 2 * n, n), h.view());
+  set_thread_count(static_cast<int>(state.range(1)));
   for (auto _ : state) {
-    Matrix<double> factor = h;
-    if (!reverse_cholesky(factor.view())) state.SkipWithError("not positive definite");
+    state.PauseTiming();
+    factor = h;
+    state.ResumeTiming();
+    if (!reverse_cholesky(factor.view(), table)) state.SkipWithError("not positive definite");
   }
+  set_thread_count(1);
   state.counters["FLOP/s"] = rate(static_cast<double>(n * n) * static_cast<double>(n) / 3);
+}
+
+void register_cholesky(const KernelTable& table, const std::string& suffix) {
+  const auto add = [&](int64_t n, int64_t n_threads) {
+    return benchmark::RegisterBenchmark(("reverse_cholesky" + suffix).c_str(),
+                                        [&table](auto& state) { cholesky(state, table); })
+        ->ArgNames({"n", "threads"})
+        ->Args({n, n_threads});
+  };
+  for (int64_t n : {1024, 2048, 4096}) {
+    add(n, 1);
+    add(n, 2)->UseRealTime();
+  }
 }
 
 void register_all() {
@@ -227,6 +269,7 @@ void register_all() {
     const std::string suffix = fmt::format("/{}", isa_name(isa));
     register_tiles(kernels(isa), suffix);
     register_rows(kernels(isa), suffix);
+    register_cholesky(kernels(isa), suffix);
   }
   benchmark::RegisterBenchmark("attend", attention)
       ->ArgNames({"queries", "context"})
@@ -240,7 +283,6 @@ void register_all() {
     benchmark::RegisterBenchmark("hadamard/double", hadamard_rows<double>)->Arg(n);
   }
   benchmark::RegisterBenchmark("gram", gram)->Arg(1024)->Arg(4096);
-  benchmark::RegisterBenchmark("reverse_cholesky", cholesky)->Arg(1024)->Arg(2048);
 }
 
 }  // namespace

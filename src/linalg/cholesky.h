@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Factors of proxy Hessians, in double. Tiles have fixed sizes and fixed orders of summation and
-// are shared out among threads, so results do not depend on the number of threads.
+// are shared out among threads, so results depend neither on the number of threads nor on the
+// instruction set.
 #pragma once
 
 #include <cstdint>
 
 #include "base/status.h"
+#include "kernels/kernels.h"
 #include "tensor/matrix.h"
 
 namespace quern {
@@ -14,7 +16,7 @@ namespace quern {
 // are coded in ascending order. Reads the upper triangle of H [n, n] and writes M above the
 // diagonal, D on it and zeros below. Fails, leaving H destroyed, where pivot i is not above
 // 4 n 2^-52 H_ii (the rounding errors of a singular matrix), naming i.
-Status reverse_cholesky(MatrixView<double> h);
+Status reverse_cholesky(MatrixView<double> h, const KernelTable& table = kernels());
 
 // H += X^T X in the upper triangle (diagonal included; what lies below is not touched), X
 // [n_tokens, n]. Every 512 tokens are summed in float in the 16-lane order of kernels.h (a relative
