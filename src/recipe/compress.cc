@@ -119,7 +119,7 @@ class Compression {
       packed_.calibration = {
           {"digest", corpus_.digest}, {"tokens", corpus_.n_tokens()}, {"text", corpus_.origin}};
     }
-    packed_.basis = *BasisChange::from_json(basis_.to_json());
+    QUERN_ASSIGN(packed_.basis, BasisChange::from_json(basis_.to_json()));
     job_ = {{"recipe", packed_.recipe},
             {"source", packed_.source_digest},
             {"calibration", packed_.calibration},

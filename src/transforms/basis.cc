@@ -14,6 +14,9 @@ namespace {
 
 constexpr std::string_view kSiteNames[kSites] = {"residual", "value", "heads", "qk", "ffn"};
 constexpr int64_t kMaxSize = int64_t{1} << 24;
+// Of one site. An operator read from a file may take tens of megabytes before its size is compared
+// with the model's.
+constexpr size_t kMaxOperators = 8;
 
 // x_j <- +-x_j. The signs are drawn from a seed; a digest in the file proves that reader and
 // writer drew the same.
@@ -198,6 +201,10 @@ Result<BasisChange> BasisChange::from_json(const Json& json) {
     while (site < kSites && kSiteNames[site] != name) ++site;
     if (site == kSites) return error("basis: no site '{}'", name);
     if (!operators.is_array()) return error("basis: site '{}' is not a list", name);
+    if (operators.size() > kMaxOperators) {
+      return error("basis: site '{}' has {} operators, at most {}", name, operators.size(),
+                   kMaxOperators);
+    }
     for (const Json& op : operators) {
       QUERN_ASSIGN(auto parsed, operator_from_json(op));
       basis.chains_[static_cast<size_t>(site)].add(std::move(parsed));
