@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// A hostile quantization_config beside small coded tensors: refused or usable, without a crash or a
+// large allocation. What is accepted prints to a text that is accepted again.
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+
+#include "base/check.h"
+#include "formats/json.h"
+#include "model/fuse.h"
+#include "model/linear.h"
+#include "model/packed.h"
+
+namespace quern {
+namespace {
+
+constexpr int64_t kOut = 6, kIn = 32;
+
+// The planes that a few codecs have for a [6, 32] matrix `w`, and for the other way round `t`.
+class Planes final : public Checkpoint {
+ public:
+  Planes() {
+    path_ = "memory";
+    add("w.codes", DType::kU8, {kOut, kIn / 2});  // 4 bits
+    add("w.scales", DType::kF16, {kOut, 2});      // groups of 16
+    add("w.zeros", DType::kU8, {kOut, 2});
+    add("t.codes", DType::kU8, {kIn, 3});  // 3 or 4 bits of 6 columns
+    add("t.scales", DType::kF16, {kIn, 1});
+  }
+  const std::vector<TensorInfo>& tensors() const override { return tensors_; }
+  const TensorInfo* find(std::string_view name) const override {
+    for (const TensorInfo& tensor : tensors_) {
+      if (tensor.name == name) return &tensor;
+    }
+    return nullptr;
+  }
+  Status read_rows(const TensorInfo&, int64_t, int64_t, float*) const override {
+    return error("not read here");
+  }
+  void release(const TensorInfo&) const override {}
+
+ private:
+  void add(const std::string& name, DType dtype, const Shape& shape) {
+    const auto n = static_cast<size_t>(*element_count(shape) * dtype_bits(dtype) / 8);
+    // A heap block of its own: one byte too far is seen.
+    blocks_.push_back(std::make_unique<std::byte[]>(n));
+    std::byte* bytes = blocks_.back().get();
+    for (size_t i = 0; i < n; ++i) bytes[i] = static_cast<std::byte>(i * 37 + 11);
+    tensors_.push_back({name, dtype, shape, bytes, n, 0});
+  }
+  std::vector<std::unique_ptr<std::byte[]>> blocks_;
+  std::vector<TensorInfo> tensors_;
+};
+
+ModelDesc small_model() {
+  ModelDesc model;
+  model.d_model = 32;
+  LayerDesc layer;
+  layer.attention.n_heads = 4;
+  layer.attention.n_kv_heads = 2;
+  layer.attention.d_head = 8;
+  layer.mlp.d_ffn = 48;
+  model.layers = {layer, layer};
+  return model;
+}
+
+void use_basis(const BasisChange& basis) {
+  const std::pair<Site, int64_t> sites[] = {{Site::kResidual, 32},
+                                            {Site::kValue, 8},
+                                            {Site::kHeads, 32},
+                                            {Site::kQk, 8},
+                                            {Site::kFfn, 48}};
+  for (const auto& [site, size] : sites) {
+    std::vector<float> x(static_cast<size_t>(size), 1.0f);
+    basis.at(site).apply(x.data(), size);
+    basis.at(site).apply_inverse(x.data(), size);
+  }
+}
+
+void use_tensor(const std::string& name, const PackedTensor& tensor) {
+  static const Planes planes;
+  const auto codes = find_codes(planes, name, tensor);
+  if (!codes) return;
+  Matrix<float> values(tensor.n_out, tensor.n_in);
+  tensor.codec->decode(*codes, 0, tensor.n_out, values.data());
+}
+
+void try_config(const Json& config) {
+  static const ModelDesc model = small_model();
+  const auto packed = Packed::from_config(config);
+  if (!packed || packed->empty()) return;
+  if (check_basis(packed->basis, model)) use_basis(packed->basis);
+  for (const auto& [name, tensor] : packed->tensors) use_tensor(name, tensor);
+  const Json printed = packed->to_json();
+  const auto again = Packed::from_config({{"quantization_config", printed}});
+  QUERN_CHECK(again.has_value() && again->to_json() == printed);
+}
+
+}  // namespace
+}  // namespace quern
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const std::string_view text(reinterpret_cast<const char*>(data), size);
+  const auto json = quern::parse_json(text, "config.json");
+  if (json) quern::try_config({{"quantization_config", *json}});
+  return 0;
+}
