@@ -8,13 +8,21 @@
 #include "eval/evaluate.h"
 #include "formats/json.h"
 #include "model/generate.h"
+#include "model/reference_forward.h"
 #include "scratch.h"
 
 namespace quern {
 namespace {
 
-constexpr double kLogitTolerance = 1e-3;        // absolute, as the goldens' protocol asks
 constexpr double kPerplexityTolerance = 0.001;  // relative
+
+// The goldens' protocol asks for 1e-3, absolute. The golden logits of `ref` are themselves 1.85e-3
+// from those of the same weights in double (`tiny`: 5.3e-4; the runtime: 2e-6), so there the test
+// can ask for no more than 2.5e-3; the distance to double is what says that the runtime is right.
+double logit_tolerance(std::string_view model) { return model == "ref" ? 2.5e-3 : 1e-3; }
+// Sums of up to 1536 terms of eps 6e-8 through 8 layers, |logits| <= 30:
+//   30 * 6e-8 * sqrt(1536) * sqrt(8 * 4) = 4e-4 in the worst case, 1e-4 with margin over measured.
+constexpr double kDoubleTolerance = 1e-4;
 
 class SlowGolden : public ::testing::TestWithParam<const char*> {
  protected:
@@ -65,19 +73,27 @@ TEST_P(SlowGolden, LogitsAgree) {
   model_->logits(hidden.view(), logits.view());
   const std::vector<double> last = golden_["last_logits_first64"], log_sums = golden_["logsumexp"];
   const std::vector<int64_t> argmax = golden_["argmax"];
-  double worst = 0;
+  const auto weights = DenseWeights<double>::load(model_->files().store());
+  const Matrix<double> exact =
+      reference_logits(model_->desc(), *weights, std::span<const int32_t>(ids));
+  double to_golden = 0, to_exact = 0;
   for (size_t j = 0; j < last.size(); ++j) {
-    worst = std::max(worst, std::abs(logits(n - 1, static_cast<int64_t>(j)) - last[j]));
+    to_golden = std::max(to_golden, std::abs(logits(n - 1, static_cast<int64_t>(j)) - last[j]));
   }
-  EXPECT_LT(worst, kLogitTolerance);
+  for (int64_t i = 0; i < n * logits.cols(); ++i) {
+    to_exact = std::max(to_exact, std::abs(logits.data()[i] - exact.data()[i]));
+  }
+  EXPECT_LT(to_golden, logit_tolerance(GetParam()));
+  EXPECT_LT(to_exact, kDoubleTolerance);
   for (int64_t i = 0; i < n; ++i) {
     const float* row = logits.row(i);
     double sum = 0;
     for (int64_t j = 0; j < logits.cols(); ++j) sum += std::exp(double(row[j]));
-    EXPECT_NEAR(std::log(sum), log_sums[static_cast<size_t>(i)], kLogitTolerance);
+    EXPECT_NEAR(std::log(sum), log_sums[static_cast<size_t>(i)], 1e-3);
     EXPECT_EQ(std::max_element(row, row + logits.cols()) - row, argmax[static_cast<size_t>(i)]);
   }
-  fmt::print("{}: largest logit difference {:.2e}\n", GetParam(), worst);
+  fmt::print("{}: logits {:.2e} from the golden, {:.2e} from double\n", GetParam(), to_golden,
+             to_exact);
 }
 
 TEST_P(SlowGolden, GreedyTextAgrees) {
