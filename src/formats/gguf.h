@@ -85,7 +85,7 @@ struct GgufContents {
   uint32_t version = 0;
   uint64_t alignment = 32;
   GgufMetadata metadata;
-  uint64_t metadata_end = 0;  // byte after the last key
+  uint64_t metadata_end = 0;        // byte after the last key
   std::vector<TensorInfo> tensors;  // in file order, GGUF names; plain types have block_type 0
 };
 

@@ -18,7 +18,8 @@ using Json = nlohmann::json;
 Result<Json> parse_json(std::string_view text, std::string_view where);
 Result<Json> read_json_file(const std::string& path, size_t limit = size_t{1} << 30);
 
-// The text with bytes that are not UTF-8 (a file name may have any) replaced, fit for a JSON string.
+// The text with bytes that are not UTF-8 (a file name may have any) replaced, fit for a JSON
+// string.
 std::string valid_utf8(std::string_view text);
 
 // Typed access to `object[key]`. The form with a fallback returns it when the key is absent or

@@ -192,6 +192,9 @@ TEST_F(Hostile, OtherToolsAndImpossibleCodes) {
       with_config(coded(), edit(axis, value), axis + value.dump(), tensor);
     }
   }
+}
+
+TEST_F(Hostile, ImpossibleFieldsOfTheHeader) {
   const std::pair<const char*, Json> fields[] = {
       {"format_version", 99},
       {"format_version", 0},
