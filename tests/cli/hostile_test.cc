@@ -195,6 +195,7 @@ TEST_F(Hostile, OtherToolsAndImpossibleCodes) {
 }
 
 TEST_F(Hostile, ImpossibleFieldsOfTheHeader) {
+  const std::string tensor = "model.layers.0.self_attn.q_proj.weight";
   const std::pair<const char*, Json> fields[] = {
       {"format_version", 99},
       {"format_version", 0},
