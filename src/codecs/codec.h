@@ -4,7 +4,12 @@
 //
 // A coded matrix is a set of planes: plain byte arrays whose names, types and shapes follow from
 // the codec's parameters and the matrix's size alone, so that a file can be checked before it is
-// used and every byte is counted. Rows are independent: a solver may code them from many threads.
+// used and every byte is counted. Strips of block_rows() rows are independent: a solver may code
+// them from many threads.
+//
+// A matrix is coded in three strides: fit_matrix once, then for each group of columns fit, then
+// encode; the last two for each strip of rows. Codecs that decide late (see ColumnCoder) are
+// driven column by column instead of by encode.
 #pragma once
 
 #include <cstddef>
@@ -51,6 +56,32 @@ struct Claim {
   std::string_view source;
 };
 
+// What fit_matrix may know of a matrix.
+struct MatrixSource {
+  MatrixView<const float> w;
+  std::span<const float> weight;  // importance of each column; empty: all alike
+  // Error feedback codes w plus errors of earlier columns; these add `feedback` times the mean
+  // squared error to the variance of what is coded. 0: no feedback.
+  float feedback = 0;
+};
+
+// Codes the columns of one strip from left to right and decides late: what a column became is known
+// once the next one is in, so that a search may look ahead.
+class ColumnCoder {
+ public:
+  virtual ~ColumnCoder() = default;
+  struct Column {
+    const float* w;        // [rows] the column as it is
+    const float* target;   // [rows] what to code if the column before had no error
+    float coupling = 0;    // coupling * (w - w_hat) of the column before is added to target
+    float importance = 1;  // of an error of this column beside one of another
+  };
+  // Takes the next column; writes w - w_hat of the one before (if any) to error[rows].
+  virtual void push(const Column& column, float* error) = 0;
+  // Ends the strip; writes w - w_hat of the last column.
+  virtual void finish(float* error) = 0;
+};
+
 class Codec {
  public:
   virtual ~Codec() = default;
@@ -62,11 +93,15 @@ class Codec {
   // Columns coded together, and columns that share side info (a multiple of block_cols, at most
   // n_in; the last group of a row may be shorter).
   virtual int64_t block_cols() const = 0;
+  // Rows coded together: fit and encode get strips of so many, the last strip what remains.
+  virtual int64_t block_rows() const { return 1; }
   virtual int64_t group_cols(int64_t n_in) const = 0;
 
   // The planes of a matrix, or why this size cannot be coded.
   virtual Result<std::vector<PlaneSpec>> planes(int64_t n_out, int64_t n_in) const = 0;
 
+  // Chooses what the whole matrix shares: a scale, a codebook. Called once, before all else.
+  virtual void fit_matrix(const MatrixSource&, const MutableCodes&) const {}
   // Chooses the side info of rows [row, row + w.rows) and columns [col, col + w.cols), one group.
   // `weight` holds one importance per column, or nothing.
   virtual void fit(MatrixView<const float> w, std::span<const float> weight, int64_t row,
@@ -75,6 +110,14 @@ class Codec {
   // side info chosen before, and writes what they decode to.
   virtual void encode(MatrixView<const float> w, int64_t row, int64_t col,
                       const MutableCodes& codes, MatrixView<float> w_hat) const = 0;
+  // Whether columns are coded through column_coder, where a solver feeds errors back.
+  virtual bool decides_late() const { return false; }
+  // If so, a coder of the strip of `n_rows` rows from `row` on, to be pushed all n_in columns in
+  // order; else null. `codes` must outlive it.
+  virtual std::unique_ptr<ColumnCoder> column_coder(int64_t /*row*/, int64_t /*n_rows*/,
+                                                    const MutableCodes& /*codes*/) const {
+    return nullptr;
+  }
   // dst[n_rows, n_in]: the values of rows [row, row + n_rows). Exact: the same bits from every
   // implementation. Any byte pattern in the planes is safe.
   virtual void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const = 0;

@@ -27,12 +27,16 @@ Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t seed) {
 Coded encode(const Codec& codec, const Matrix<float>& w) {
   Coded coded{*CodedMatrix::create(codec, w.rows(), w.cols()), Matrix<float>(w.rows(), w.cols())};
   const int64_t group = codec.group_cols(w.cols());
-  for (int64_t col = 0; col < w.cols(); col += group) {
-    const int64_t width = std::min(group, w.cols() - col);
-    const auto part = w.view().col_range(col, width);
-    codec.fit(part, {}, 0, col, coded.codes.mutable_view());
-    codec.encode(part, 0, col, coded.codes.mutable_view(),
-                 coded.w_hat.view().col_range(col, width));
+  codec.fit_matrix({w.view()}, coded.codes.mutable_view());
+  for (int64_t row = 0; row < w.rows(); row += codec.block_rows()) {
+    const int64_t n = std::min(codec.block_rows(), w.rows() - row);
+    for (int64_t col = 0; col < w.cols(); col += group) {
+      const int64_t width = std::min(group, w.cols() - col);
+      const auto part = w.view().row_range(row, n).col_range(col, width);
+      codec.fit(part, {}, row, col, coded.codes.mutable_view());
+      codec.encode(part, row, col, coded.codes.mutable_view(),
+                   coded.w_hat.view().row_range(row, n).col_range(col, width));
+    }
   }
   return coded;
 }

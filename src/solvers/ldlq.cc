@@ -17,6 +17,9 @@
 // due (natural order only); `static` fits all from W beforehand, which act order needs.
 // order=act codes columns by falling diag H, the one that matters most first.
 //
+// Codecs that decide late (ColumnCoder) get the feedback of the column just before as a coupling,
+// since its error is known only while the next is coded; D_j is the importance of column j.
+//
 // Cost: n_in^3 / 3 for the factor in double, n_out n_in^2 for the feedback in float, in row tiles
 // that run all columns on their own (rows are independent), the part before the current block of
 // columns as one product.
@@ -42,13 +45,14 @@ constexpr spec::ParamSpec kParams[] = {
     {"groups", ParamKind::kChoice, "auto", 0, 0, "auto|dynamic|static", "when side info is fitted"},
 };
 
-constexpr int64_t kRowTile = 32;
 constexpr int64_t kColBlock = 64;
 constexpr double kMaxDamping = 100;
 
 // M^T in float, rows and columns in coding order: row j holds M_ij for i < j.
 struct Feedback {
   Matrix<float> m_transposed;
+  std::vector<float> d;        // D / mean(D)
+  float power = 0;             // mean over j of sum_{i<j} M_ij^2
   std::vector<int64_t> order;  // coding order -> column
 };
 
@@ -74,7 +78,8 @@ class Ldlq final : public Solver {
     QUERN_ASSIGN(const Feedback feedback, factor(input, report));
     Matrix<float> error(input.w.rows, input.w.cols);  // columns in coding order
     const MutableCodes codes = out.mutable_view();
-    parallel_for(input.w.rows, kRowTile, [&](int64_t begin, int64_t end) {
+    codec_->fit_matrix({input.w, {}, feedback.power}, codes);
+    parallel_for(input.w.rows, rows_per_piece(*codec_), [&](int64_t begin, int64_t end) {
       solve_rows(input.w, feedback, begin, end - begin, codes, error.view());
     });
     if (is_act_order_) restore_order(feedback.order, error);
@@ -90,6 +95,7 @@ class Ldlq final : public Solver {
     feedback.order.resize(static_cast<size_t>(n));
     std::iota(feedback.order.begin(), feedback.order.end(), 0);
     feedback.m_transposed = Matrix<float>(n, n);
+    feedback.d.assign(static_cast<size_t>(n), 1.0f);
     const MatrixView<const double> h = input.hessian;
     double trace = 0;
     if (h.data != nullptr) {
@@ -109,8 +115,18 @@ class Ldlq final : public Solver {
       Matrix<double> m = damped(h, feedback.order, damping * trace / static_cast<double>(n));
       if (!reverse_cholesky(m.view())) continue;
       report.damping = damping;
+      double power = 0, sum_d = 0;
       for (int64_t j = 0; j < n; ++j) {
-        for (int64_t i = 0; i < j; ++i) feedback.m_transposed(j, i) = static_cast<float>(m(i, j));
+        for (int64_t i = 0; i < j; ++i) {
+          feedback.m_transposed(j, i) = static_cast<float>(m(i, j));
+          power += m(i, j) * m(i, j);
+        }
+        sum_d += m(j, j);
+      }
+      const auto columns = static_cast<double>(n);
+      feedback.power = static_cast<float>(power / columns);
+      for (int64_t j = 0; j < n; ++j) {
+        feedback.d[static_cast<size_t>(j)] = static_cast<float>(m(j, j) * columns / sum_d);
       }
       return feedback;
     }
@@ -134,39 +150,54 @@ class Ldlq final : public Solver {
   void solve_rows(MatrixView<const float> w, const Feedback& feedback, int64_t first, int64_t n,
                   const MutableCodes& codes, MatrixView<float> error) const {
     const int64_t group = codec_->group_cols(w.cols);
-    if (is_static_) {
+    if (is_static_ || codec_->decides_late()) {
       for (int64_t col = 0; col < w.cols; col += group) {
         const int64_t width = std::min(group, w.cols - col);
         codec_->fit(w.row_range(first, n).col_range(col, width), {}, first, col, codes);
       }
     }
-    Matrix<float> past(n, kColBlock);    // feedback of the columns before this block
-    Matrix<float> target(kColBlock, n);  // column-major: one column of the tile per row
-    Matrix<float> column_error(kColBlock, n);
-    std::vector<float> w_hat(static_cast<size_t>(n));
+    const auto late = codec_->column_coder(first, n, codes);
+    const int64_t lag = late != nullptr ? 1 : 0;  // columns until an error is known
+    const Matrix<float>& m = feedback.m_transposed;
+    Matrix<float> past(n, kColBlock);        // feedback of the columns before b - lag
+    Matrix<float> recent(kColBlock + 1, n);  // row r: the error of column b - lag + r
+    std::vector<float> column(static_cast<size_t>(n)), target(static_cast<size_t>(n));
+    const auto keep = [&](int64_t j, const float* column_error) {  // of column j
+      if (j < 0) return;
+      for (int64_t i = 0; i < n; ++i) error(first + i, j) = column_error[i];
+    };
     for (int64_t b = 0; b < w.cols; b += kColBlock) {
       const int64_t width = std::min(kColBlock, w.cols - b);
-      kernels().dot_tile(error.row(first), error.stride, n, feedback.m_transposed.row(b), w.cols,
-                         width, b, past.data(), kColBlock);
+      kernels().dot_tile(error.row(first), error.stride, n, m.row(b), w.cols, width,
+                         std::max<int64_t>(0, b - lag), past.data(), kColBlock);
       for (int64_t j = 0; j < width; ++j) {
         const int64_t col = feedback.order[static_cast<size_t>(b + j)];
-        for (int64_t i = 0; i < n; ++i) target(j, i) = w(first + i, col) + past(i, j);
-      }
-      for (int64_t j = 0; j < width; ++j) {
-        const int64_t col = feedback.order[static_cast<size_t>(b + j)];
-        for (int64_t i = 0; i < j; ++i) {
-          kernels().axpy(feedback.m_transposed(b + j, b + i), column_error.row(i), n,
-                         target.row(j));
-        }
-        if (!is_static_ && col % group == 0) {
-          fit_group(w, feedback, error, first, n, col, codes);
-        }
-        codec_->encode({target.row(j), n, 1, 1}, first, col, codes, {w_hat.data(), n, 1, 1});
         for (int64_t i = 0; i < n; ++i) {
-          column_error(j, i) = w(first + i, col) - w_hat[static_cast<size_t>(i)];
-          error(first + i, b + j) = column_error(j, i);
+          column[static_cast<size_t>(i)] = w(first + i, col);
+          target[static_cast<size_t>(i)] = w(first + i, col) + past(i, j);
         }
+        for (int64_t r = b == 0 ? lag : 0; r < j; ++r) {
+          kernels().axpy(m(b + j, b - lag + r), recent.row(r), n, target.data());
+        }
+        float* column_error = recent.row(j);
+        if (late != nullptr) {
+          const float coupling = b + j > 0 ? m(b + j, b + j - 1) : 0;
+          late->push(
+              {column.data(), target.data(), coupling, feedback.d[static_cast<size_t>(b + j)]},
+              column_error);
+        } else {
+          if (!is_static_ && col % group == 0) fit_group(w, feedback, error, first, n, col, codes);
+          codec_->encode({target.data(), n, 1, 1}, first, col, codes, {column_error, n, 1, 1});
+          for (int64_t i = 0; i < n; ++i) {
+            column_error[i] = column[static_cast<size_t>(i)] - column_error[i];
+          }
+        }
+        keep(b + j - lag, column_error);
       }
+    }
+    if (late != nullptr) {
+      late->finish(recent.row(0));
+      keep(w.cols - 1, recent.row(0));
     }
   }
 
@@ -212,6 +243,9 @@ Result<std::unique_ptr<Solver>> make_ldlq(const spec::Params& params) {
   if (codec->block_cols() != 1) {
     return usage_error("ldlq: codes one column at a time, but {} codes {} together; use block_ldlq",
                        codec->spec(), codec->block_cols());
+  }
+  if (params.word("order") == "act" && codec->decides_late()) {
+    return usage_error("ldlq: {} codes columns in their natural order only", codec->spec());
   }
   if (params.word("order") == "act" && params.word("groups") == "dynamic") {
     return usage_error(

@@ -15,8 +15,6 @@ constexpr spec::ParamSpec kParams[] = {
     {"codec", ParamKind::kCall, "", 0, 0, {}, "what to code with"},
 };
 
-constexpr int64_t kRowTile = 32;
-
 class Rtn final : public Solver {
  public:
   Rtn(std::string text, std::unique_ptr<Codec> codec)
@@ -34,7 +32,8 @@ class Rtn final : public Solver {
     const int64_t group = codec_->group_cols(w.cols);
     const MutableCodes codes = out.mutable_view();
     Matrix<float> error(w.rows, w.cols);  // first W_hat, then W - W_hat
-    parallel_for(w.rows, kRowTile, [&](int64_t begin, int64_t end) {
+    codec_->fit_matrix({w}, codes);
+    parallel_for(w.rows, rows_per_piece(*codec_), [&](int64_t begin, int64_t end) {
       const int64_t n = end - begin;
       for (int64_t col = 0; col < w.cols; col += group) {
         const int64_t width = std::min(group, w.cols - col);

@@ -41,6 +41,11 @@ Result<std::unique_ptr<Solver>> make_solver(const spec::Call& call) {
   return info->make(params);
 }
 
+int64_t rows_per_piece(const Codec& codec) {
+  constexpr int64_t kRows = 32;
+  return ceil_div(kRows, codec.block_rows()) * codec.block_rows();
+}
+
 namespace {
 
 constexpr int64_t kRowTile = 64;  // rows of A per piece of work

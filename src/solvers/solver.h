@@ -53,6 +53,9 @@ std::span<const SolverInfo> solvers();  // the rows of list.inc
 const SolverInfo* find_solver(std::string_view name);
 Result<std::unique_ptr<Solver>> make_solver(const spec::Call& call);
 
+// Rows that a solver hands to one thread: whole strips of the codec, 32 or more.
+int64_t rows_per_piece(const Codec& codec);
+
 // tr(A H A^T); H empty: the squared Frobenius norm. Fixed order of summation, parallel.
 double quadratic_form(MatrixView<const float> a, MatrixView<const double> h);
 
