@@ -27,6 +27,7 @@
 
 #include "base/checked.h"
 #include "base/float_types.h"
+#include "codecs/bit_stream.h"
 #include "codecs/codec.h"
 #include "kernels/kernels.h"
 
@@ -114,7 +115,7 @@ class IntCodec final : public Codec {
             is_symmetric_ ? 1 << (bits_ - 1) : std::to_integer<int>(codes.planes[2][place]);
         const float scale = f16_to_float(half);
         const int code = nearest_code(w(i, j), scale, zero);
-        put_code(stream, (col + j) * bits_, code);
+        put_code(stream, col + j, bits_, static_cast<unsigned>(code));
         w_hat(i, j) = scale * static_cast<float>(code - zero);
       }
     }
@@ -138,15 +139,13 @@ class IntCodec final : public Codec {
     return reinterpret_cast<const uint8_t*>(codes.planes[i]);
   }
 
-  int64_t row_bytes(int64_t n_in) const { return ceil_div<int64_t>(n_in * bits_, 8); }
+  int64_t row_bytes(int64_t n_in) const { return stream_bytes(n_in, bits_); }
 
   DecodeRow decoder(int64_t n_in, int64_t group) const {
     const bool whole_vectors = group % 16 == 0 || group >= n_in;
     const Isa isa = kernels().isa;
     if (isa == Isa::kAvx512 && whole_vectors) return int_decode_row_avx512;
-    if (isa >= Isa::kAvx2 && whole_vectors && (bits_ == 4 || bits_ == 8)) {
-      return int_decode_row_avx2;
-    }
+    if (isa >= Isa::kAvx2 && whole_vectors) return int_decode_row_avx2;
     return int_decode_row_ref;
   }
 
@@ -155,17 +154,6 @@ class IntCodec final : public Codec {
     const float q = std::nearbyint(value / scale) + static_cast<float>(zero);
     if (!(q > 0)) return 0;  // NaN must not reach the cast
     return static_cast<int>(std::min(q, static_cast<float>((1 << bits_) - 1)));
-  }
-
-  void put_code(uint8_t* stream, int64_t bit, int code) const {
-    const int64_t byte = bit / 8;
-    const int shift = static_cast<int>(bit % 8);
-    const unsigned mask = ((1u << bits_) - 1u) << shift;
-    const unsigned field = static_cast<unsigned>(code) << shift;
-    stream[byte] = static_cast<uint8_t>((stream[byte] & ~mask) | field);
-    if (shift + bits_ > 8) {
-      stream[byte + 1] = static_cast<uint8_t>((stream[byte + 1] & ~(mask >> 8)) | (field >> 8));
-    }
   }
 
   Grid choose_grid(std::span<const float> w, std::span<const float> weight) const {
@@ -244,12 +232,8 @@ constexpr std::string_view kExamples[] = {
 }  // namespace
 
 void int_decode_row_ref(const IntRow& row, float* dst) {
-  const unsigned mask = (1u << row.bits) - 1u;
   for (int64_t i = 0; i < row.n; ++i) {
-    const int64_t bit = i * row.bits;
-    unsigned word = row.codes[bit / 8];
-    if (bit % 8 + row.bits > 8) word |= static_cast<unsigned>(row.codes[bit / 8 + 1]) << 8;
-    const int code = static_cast<int>((word >> (bit % 8)) & mask);
+    const int code = static_cast<int>(get_code(row.codes, i, row.bits));
     const int64_t g = i / row.group;
     uint16_t half;
     std::memcpy(&half, row.scales + 2 * g, 2);

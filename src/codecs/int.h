@@ -21,7 +21,7 @@ struct IntRow {
 void int_decode_row_ref(const IntRow& row, float* dst);
 // Needs AVX-512 VBMI and group % 16 == 0 or group >= n.
 void int_decode_row_avx512(const IntRow& row, float* dst);
-// Needs AVX2 and bits 4 or 8, and group % 16 == 0 or group >= n.
+// Needs AVX2, BMI2, and group % 16 == 0 or group >= n.
 void int_decode_row_avx2(const IntRow& row, float* dst);
 
 }  // namespace quern
