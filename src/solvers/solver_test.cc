@@ -79,6 +79,9 @@ const char* const kSolvers[] = {
     "ldlq(int(3, group=32), order=act)",
     "ldlq(int(2, group=48, clip=search), groups=static)",
     "ldlq(int(3, group=0))",
+    "block_ldlq(int(3, group=32))",
+    "block_ldlq(int(2, group=48), descent=3)",
+    "block_ldlq(int(3, group=32), order=act, descent=1)",
 };
 
 TEST(Solvers, ReportedLossIsTheQuadraticForm) {
@@ -98,8 +101,9 @@ TEST(Solvers, FeedbackEqualsRoundingAtIdentity) {
   Matrix<double> identity(96, 96);
   for (int64_t i = 0; i < 96; ++i) identity(i, i) = 1;
   const auto rtn = solve("rtn(int(3, group=32))", w, {});
-  for (const char* text : {"ldlq(int(3, group=32))", "ldlq(int(3, group=32), order=act)",
-                           "ldlq(int(3, group=32), groups=static)"}) {
+  for (const char* text :
+       {"ldlq(int(3, group=32))", "ldlq(int(3, group=32), order=act)",
+        "ldlq(int(3, group=32), groups=static)", "block_ldlq(int(3, group=32), descent=2)"}) {
     EXPECT_EQ(solve(text, w, identity.view()).w_hat, rtn.w_hat) << text;
   }
 }
@@ -116,9 +120,10 @@ TEST(Solvers, FeedbackBeatsRoundingOnCorrelatedInputs) {
   }
 }
 
-// GPTQ as published: upper Cholesky factor of the inverse, rank-one updates, in double.
+// GPTQ as published: upper Cholesky factor U of the inverse, in double. Columns are coded
+// block_cols() at a time, and what later columns take over is err U_BB^-1 U_B., solved exactly.
 Matrix<float> gptq(const Matrix<float>& w, const Matrix<double>& h, double damping,
-                   const Codec& codec) {
+                   const Codec& codec, float feedback = 0) {
   const int64_t n = w.cols();
   double mean = 0;
   for (int64_t i = 0; i < n; ++i) mean += h(i, i) / static_cast<double>(n);
@@ -155,7 +160,9 @@ Matrix<float> gptq(const Matrix<float>& w, const Matrix<double>& h, double dampi
   Matrix<double> exact(w.rows(), n);
   for (int64_t i = 0; i < w.rows() * n; ++i) exact.data()[i] = w.data()[i];
   const int64_t group = codec.group_cols(n);
-  for (int64_t j = 0; j < n; ++j) {
+  codec.fit_matrix({w.view(), {}, feedback}, codes.mutable_view());
+  for (int64_t j = 0, end = 0; j < n; j = end) {
+    end = std::min(j + codec.block_cols(), n);
     for (int64_t i = 0; i < w.rows() * n; ++i) {
       current.data()[i] = static_cast<float>(exact.data()[i]);
     }
@@ -163,11 +170,13 @@ Matrix<float> gptq(const Matrix<float>& w, const Matrix<double>& h, double dampi
       codec.fit(current.view().col_range(j, std::min(group, n - j)), {}, 0, j,
                 codes.mutable_view());
     }
-    codec.encode(current.view().col_range(j, 1), 0, j, codes.mutable_view(),
-                 w_hat.view().col_range(j, 1));
+    codec.encode(current.view().col_range(j, end - j), 0, j, codes.mutable_view(),
+                 w_hat.view().col_range(j, end - j));
     for (int64_t i = 0; i < w.rows(); ++i) {
-      const double e = (exact(i, j) - w_hat(i, j)) / u(j, j);
-      for (int64_t c = j; c < n; ++c) exact(i, c) -= e * u(j, c);
+      for (int64_t p = j; p < end; ++p) {  // forward substitution, column by column
+        const double e = (exact(i, p) - w_hat(i, p)) / u(p, p);
+        for (int64_t c = p; c < n; ++c) exact(i, c) -= e * u(p, c);
+      }
     }
   }
   return w_hat;
@@ -185,6 +194,35 @@ TEST(Ldlq, EqualsGptqCodeForCode) {
     for (int64_t i = 0; i < 12 * 100; ++i) different += expected.data()[i] != got.data()[i] ? 1 : 0;
     // Float feedback may round a tie the other way; after one, that row goes its own way.
     EXPECT_LE(different, 12) << text;
+  }
+}
+
+TEST(BlockLdlq, EqualsLdlqForCodecsOfSingleColumns) {
+  const Matrix<float> w = gaussian(37, 150, 18);
+  const Matrix<double> h = hessian(150, 600, 19);
+  for (const char* text : {"int(4, group=32)", "int(3, group=0), order=act",
+                           "int(2, group=48), groups=static", "int(3, group=150)"}) {
+    EXPECT_EQ(solve(fmt::format("block_ldlq({})", text), w, h.view()).w_hat,
+              solve(fmt::format("ldlq({})", text), w, h.view()).w_hat)
+        << text;
+  }
+}
+
+TEST(BlockLdlq, DescentOnlyLowersTheLoss) {
+  const Matrix<float> w = gaussian(40, 130, 20);
+  const Matrix<double> h = hessian(130, 600, 21);
+  const Matrix<double> low_rank = hessian(130, 20, 22);
+  for (const char* text : {"int(2, group=0)", "int(3, group=32), order=act"}) {
+    for (const Matrix<double>* inputs : {&h, &low_rank}) {
+      double last = solve(fmt::format("block_ldlq({})", text), w, inputs->view()).report.loss;
+      for (const int sweeps : {1, 2, 10}) {
+        const double now =
+            solve(fmt::format("block_ldlq({}, descent={})", text, sweeps), w, inputs->view())
+                .report.loss;
+        EXPECT_LE(now, last * (sweeps == 1 ? 0.99 : 1)) << text << ", " << sweeps;
+        last = now;
+      }
+    }
   }
 }
 

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "solvers/descent.h"
+
+#include "kernels/kernels.h"
+#include "linalg/cholesky.h"
+
+namespace quern {
+namespace {
+
+// The inverse of H [g, g], symmetric positive definite; zeros where there is none.
+Matrix<float> inverse(Matrix<double> h) {
+  const int64_t g = h.rows();
+  Matrix<float> result(g, g);
+  if (!reverse_cholesky(h.view())) return result;
+  std::vector<double> x(static_cast<size_t>(g));
+  for (int64_t c = 0; c < g; ++c) {
+    x.assign(static_cast<size_t>(g), 0);
+    for (int64_t i = c; i >= 0; --i) {  // M y = e_c
+      double sum = i == c ? 1 : 0;
+      for (int64_t k = i + 1; k <= c; ++k) sum -= h(i, k) * x[static_cast<size_t>(k)];
+      x[static_cast<size_t>(i)] = sum;
+    }
+    for (int64_t i = 0; i < g; ++i) {  // M^T x = D^-1 y
+      double sum = x[static_cast<size_t>(i)] / h(i, i);
+      for (int64_t k = 0; k < i; ++k) sum -= h(k, i) * x[static_cast<size_t>(k)];
+      x[static_cast<size_t>(i)] = sum;
+      result(i, c) = static_cast<float>(sum);
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+Descent::Descent(MatrixView<const double> hessian, const Feedback& feedback)
+    : h_(hessian.rows, hessian.rows) {
+  const auto at = [&](int64_t i, int64_t j) {
+    return hessian(feedback.order[static_cast<size_t>(i)], feedback.order[static_cast<size_t>(j)]);
+  };
+  for (int64_t i = 0; i < h_.rows(); ++i) {
+    for (int64_t j = 0; j < h_.cols(); ++j) h_(i, j) = static_cast<float>(at(i, j));
+  }
+  for (int64_t b = 0, e = 0; b < h_.rows(); b = e) {
+    e = feedback.block_end(b);
+    Matrix<double> block(e - b, e - b);
+    for (int64_t i = b; i < e; ++i) {
+      for (int64_t j = b; j < e; ++j) block(i - b, j - b) = at(i, j);
+      block(i - b, i - b) += feedback.lambda;
+    }
+    inverses_.push_back(inverse(std::move(block)));
+  }
+}
+
+size_t Descent::scratch_bytes(int64_t n_in, int64_t block) {
+  return static_cast<size_t>(n_in * (n_in + block)) * sizeof(float);
+}
+
+bool Descent::sweep(const FeedbackTile& tile, Matrix<float>& targets) const {
+  const int64_t n = tile.n, n_in = tile.w.cols;
+  Matrix<float> gradient(n, tile.feedback.chunk_width());  // E H of the chunk's columns, as of now
+  Matrix<float> change(n, tile.feedback.block);            // of E, by the block
+  bool any = false;
+  size_t block = 0;
+  for (int64_t chunk = 0, end = 0; chunk < n_in; chunk = end) {
+    end = tile.feedback.chunk_end(chunk);
+    kernels().dot_tile(tile.error.row(tile.first), tile.error.stride, n, h_.row(chunk), n_in,
+                       end - chunk, n_in, gradient.data(), gradient.cols());
+    for (int64_t b = chunk, e = 0; b < end; b = e, ++block) {
+      e = tile.feedback.block_end(b);
+      if (!descend(tile, block, b, gradient.view().col_range(b - chunk, e - b), targets, change)) {
+        continue;
+      }
+      any = true;
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t c = b; c < e; ++c) {
+          if (change(i, c - b) == 0) continue;
+          kernels().axpy(change(i, c - b), h_.row(c) + chunk, end - chunk, gradient.row(i));
+        }
+      }
+    }
+  }
+  return any;
+}
+
+// Codes the block at places [begin, begin + gradient.cols) again. Returns whether any row changed,
+// and by how much, in `change`.
+bool Descent::descend(const FeedbackTile& tile, size_t block, int64_t begin,
+                      MatrixView<const float> gradient, Matrix<float>& targets,
+                      Matrix<float>& change) const {
+  const int64_t n = tile.n, width = gradient.cols, first = tile.first;
+  const int64_t col = tile.feedback.order[static_cast<size_t>(begin)];
+  const Matrix<float>& inverse = inverses_[block];
+  Matrix<float> target(n, width), w_hat(n, width);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t c = 0; c < width; ++c) {
+      target(i, c) = tile.w(first + i, col + c) - tile.error(first + i, begin + c);
+    }
+    for (int64_t a = 0; a < width; ++a) {
+      kernels().axpy(gradient(i, a), inverse.row(a), width, target.row(i));
+    }
+  }
+  tile.codec.encode(target.view(), first, col, tile.codes, w_hat.view());
+  bool any = false;
+  for (int64_t i = 0, rows = 0; i < n; i += rows) {
+    rows = std::min(tile.codec.block_rows(), n - i);
+    for (int64_t r = i; r < i + rows; ++r) {
+      for (int64_t c = 0; c < width; ++c) {
+        change(r, c) = tile.w(first + r, col + c) - w_hat(r, c) - tile.error(first + r, begin + c);
+      }
+    }
+    const auto strip_change = change.view().row_range(i, rows).col_range(0, width);
+    const auto strip_targets = targets.view().row_range(i, rows).col_range(begin, width);
+    if (loss_change(begin, gradient.row_range(i, rows), strip_change) < 0) {
+      any = true;
+      for (int64_t r = i; r < i + rows; ++r) {
+        for (int64_t c = 0; c < width; ++c) {
+          tile.error(first + r, begin + c) += change(r, c);
+          targets(r, begin + c) = target(r, c);
+        }
+      }
+    } else {  // the codes as they were: coding is a function of the target
+      tile.codec.encode(strip_targets, first + i, col, tile.codes, w_hat.view().row_range(i, rows));
+      for (int64_t r = i; r < i + rows; ++r) std::fill_n(change.row(r), width, 0.0f);
+    }
+  }
+  return any;
+}
+
+// Of tr(E H E^T) where E changes by `change` in the columns from `begin` on; gradient: E H there.
+double Descent::loss_change(int64_t begin, MatrixView<const float> gradient,
+                            MatrixView<const float> change) const {
+  double sum = 0;
+  for (int64_t r = 0; r < change.rows; ++r) {
+    for (int64_t a = 0; a < change.cols; ++a) {
+      const double step = change(r, a);
+      if (step == 0) continue;
+      double slope = 2.0 * gradient(r, a);
+      for (int64_t c = 0; c < change.cols; ++c) {
+        slope += static_cast<double>(h_(begin + a, begin + c)) * change(r, c);
+      }
+      sum += step * slope;
+    }
+  }
+  return sum;
+}
+
+}  // namespace quern
