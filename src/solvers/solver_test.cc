@@ -45,6 +45,7 @@ Matrix<double> hessian(int64_t n, int64_t n_tokens, uint64_t seed) {
 struct Solved {
   Matrix<float> w_hat;
   SolveReport report;
+  CodedMatrix codes;
 };
 
 Solved solve(const std::string& text, const Matrix<float>& w, MatrixView<const double> h) {
@@ -55,7 +56,7 @@ Solved solve(const std::string& text, const Matrix<float>& w, MatrixView<const d
   CodedMatrix codes = *CodedMatrix::create((*solver)->codec(), w.rows(), w.cols());
   auto report = (*solver)->solve({w.view(), h}, codes);
   EXPECT_TRUE(report) << (report ? "" : report.error().message);
-  Solved solved{Matrix<float>(w.rows(), w.cols()), report ? *report : SolveReport()};
+  Solved solved{Matrix<float>(w.rows(), w.cols()), report ? *report : SolveReport(), codes};
   (*solver)->codec().decode(codes.view(), 0, w.rows(), solved.w_hat.data());
   return solved;
 }
@@ -82,6 +83,9 @@ const char* const kSolvers[] = {
     "block_ldlq(int(3, group=32))",
     "block_ldlq(int(2, group=48), descent=3)",
     "block_ldlq(int(3, group=32), order=act, descent=1)",
+    "block_ldlq(e8p)",
+    "block_ldlq(e8p(3), order=act)",
+    "block_ldlq(e8p(4), descent=2)",
 };
 
 TEST(Solvers, ReportedLossIsTheQuadraticForm) {
@@ -106,6 +110,11 @@ TEST(Solvers, FeedbackEqualsRoundingAtIdentity) {
         "ldlq(int(3, group=32), groups=static)", "block_ldlq(int(3, group=32), descent=2)"}) {
     EXPECT_EQ(solve(text, w, identity.view()).w_hat, rtn.w_hat) << text;
   }
+  for (const char* codec : {"e8p", "e8p(3)"}) {
+    EXPECT_EQ(solve(fmt::format("block_ldlq({})", codec), w, identity.view()).w_hat,
+              solve(fmt::format("rtn({})", codec), w, {}).w_hat)
+        << codec;
+  }
 }
 
 TEST(Solvers, FeedbackBeatsRoundingOnCorrelatedInputs) {
@@ -122,8 +131,9 @@ TEST(Solvers, FeedbackBeatsRoundingOnCorrelatedInputs) {
 
 // GPTQ as published: upper Cholesky factor U of the inverse, in double. Columns are coded
 // block_cols() at a time, and what later columns take over is err U_BB^-1 U_B., solved exactly.
+// `codes` holds what fit_matrix chose.
 Matrix<float> gptq(const Matrix<float>& w, const Matrix<double>& h, double damping,
-                   const Codec& codec, float feedback = 0) {
+                   const Codec& codec, CodedMatrix codes) {
   const int64_t n = w.cols();
   double mean = 0;
   for (int64_t i = 0; i < n; ++i) mean += h(i, i) / static_cast<double>(n);
@@ -155,12 +165,10 @@ Matrix<float> gptq(const Matrix<float>& w, const Matrix<double>& h, double dampi
       u(i, j) = j == i ? std::sqrt(sum) : sum / u(i, i);
     }
   }
-  CodedMatrix codes = *CodedMatrix::create(codec, w.rows(), n);
   Matrix<float> current = w, w_hat(w.rows(), n);
   Matrix<double> exact(w.rows(), n);
   for (int64_t i = 0; i < w.rows() * n; ++i) exact.data()[i] = w.data()[i];
   const int64_t group = codec.group_cols(n);
-  codec.fit_matrix({w.view(), {}, feedback}, codes.mutable_view());
   for (int64_t j = 0, end = 0; j < n; j = end) {
     end = std::min(j + codec.block_cols(), n);
     for (int64_t i = 0; i < w.rows() * n; ++i) {
@@ -182,18 +190,32 @@ Matrix<float> gptq(const Matrix<float>& w, const Matrix<double>& h, double dampi
   return w_hat;
 }
 
+// Values in which the solver's and GPTQ's W_hat differ.
+int differences_from_gptq(const std::string& solver, const char* codec, const Matrix<float>& w,
+                          const Matrix<double>& h) {
+  const Solved solved = solve(fmt::format("{}({})", solver, codec), w, h.view());
+  const Matrix<float> expected = gptq(w, h, 0.01, **make_codec(codec), solved.codes);
+  int different = 0;
+  for (int64_t i = 0; i < w.rows() * w.cols(); ++i) {
+    different += expected.data()[i] != solved.w_hat.data()[i] ? 1 : 0;
+  }
+  return different;
+}
+
+// Float feedback may round a tie the other way; after one, that row goes its own way.
 TEST(Ldlq, EqualsGptqCodeForCode) {
   const Matrix<float> w = gaussian(12, 100, 6);
   const Matrix<double> h = hessian(100, 600, 7);
-  for (const char* text : {"int(4, group=32)", "int(3, group=0)", "int(3, group=100)",
-                           "int(4, group=80, sym=false)"}) {
-    const auto codec = *make_codec(text);
-    const Matrix<float> expected = gptq(w, h, 0.01, *codec);
-    const Matrix<float> got = solve(fmt::format("ldlq({})", text), w, h.view()).w_hat;
-    int different = 0;
-    for (int64_t i = 0; i < 12 * 100; ++i) different += expected.data()[i] != got.data()[i] ? 1 : 0;
-    // Float feedback may round a tie the other way; after one, that row goes its own way.
-    EXPECT_LE(different, 12) << text;
+  for (const char* codec : {"int(4, group=32)", "int(3, group=0)", "int(3, group=100)",
+                            "int(4, group=80, sym=false)"}) {
+    EXPECT_LE(differences_from_gptq("ldlq", codec, w, h), 12) << codec;
+  }
+}
+
+TEST(BlockLdlq, EqualsGptqWithTheExactSolveOfABlock) {
+  const Matrix<double> h = hessian(100, 600, 7);
+  for (const char* codec : {"e8p", "e8p(3)", "e8p(4)", "int(3, group=100)"}) {
+    EXPECT_LE(differences_from_gptq("block_ldlq", codec, gaussian(12, 100, 6), h), 16) << codec;
   }
 }
 
@@ -208,11 +230,25 @@ TEST(BlockLdlq, EqualsLdlqForCodecsOfSingleColumns) {
   }
 }
 
+TEST(BlockLdlq, BeatsRoundingOnCorrelatedInputs) {
+  const Matrix<float> w = gaussian(32, 130, 4);
+  const Matrix<double> h = hessian(130, 1000, 5);
+  for (const char* codec : {"e8p", "e8p(3)", "e8p(4)"}) {
+    const double rtn = solve(fmt::format("rtn({})", codec), w, h.view()).report.loss;
+    const double block = solve(fmt::format("block_ldlq({})", codec), w, h.view()).report.loss;
+    const double act =
+        solve(fmt::format("block_ldlq({}, order=act)", codec), w, h.view()).report.loss;
+    EXPECT_LT(block, 0.8 * rtn) << codec;
+    EXPECT_LT(act, 0.8 * rtn) << codec;
+  }
+}
+
 TEST(BlockLdlq, DescentOnlyLowersTheLoss) {
   const Matrix<float> w = gaussian(40, 130, 20);
   const Matrix<double> h = hessian(130, 600, 21);
   const Matrix<double> low_rank = hessian(130, 20, 22);
-  for (const char* text : {"int(2, group=0)", "int(3, group=32), order=act"}) {
+  for (const char* text :
+       {"int(2, group=0)", "int(3, group=32), order=act", "e8p", "e8p(3), order=act"}) {
     for (const Matrix<double>* inputs : {&h, &low_rank}) {
       double last = solve(fmt::format("block_ldlq({})", text), w, inputs->view()).report.loss;
       for (const int sweeps : {1, 2, 10}) {
