@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <memory>
 
 #include "cli/command.h"
 #include "codecs/codec.h"
+#include "codecs/measure.h"
 #include "model/archs/arch.h"
 #include "solvers/solver.h"
 #include "transforms/transform.h"
@@ -45,18 +47,67 @@ Json everything() {
           {"architectures", std::move(archs_json)}};
 }
 
+// Codes Gaussian numbers with the named codec, or with every example of every codec.
+Status list_measures(const std::string& spec, bool as_json) {
+  std::vector<std::string> specs;
+  if (!spec.empty()) {
+    specs.push_back(spec);
+  } else {
+    for (const CodecInfo& info : codecs()) {
+      for (const std::string_view example : info.examples) specs.emplace_back(example);
+    }
+  }
+  Json list = Json::array();
+  if (!as_json) {
+    fmt::print("{:44} {:>7} {:>9} {:>6} {:>10} {:>10}\n", "codec", "bits", "mse", "gap dB",
+               "encode/s", "decode/s");
+  }
+  for (const std::string& text : specs) {
+    QUERN_ASSIGN(const auto codec, make_codec(text));
+    QUERN_ASSIGN(const spec::Call call, spec::parse_call(codec->spec()));
+    QUERN_ASSIGN(const CodecMeasure m, measure(*codec));
+    const auto info = std::find_if(codecs().begin(), codecs().end(),
+                                   [&](const CodecInfo& row) { return row.name == call.name; });
+    Json params = Json::object();
+    for (size_t i = 0; i < call.args.size(); ++i) {
+      const spec::Arg& arg = call.args[i];  // without a name: the parameter of its position
+      params[arg.name.empty() ? std::string(info->params[i].name) : arg.name] = print(arg.value);
+    }
+    list.push_back({{"name", call.name},
+                    {"spec", codec->spec()},
+                    {"params", std::move(params)},
+                    {"bits", m.bits},
+                    {"mse", m.mse},
+                    {"gap_db", m.gap_db},
+                    {"encode_weights_per_second", m.encode_weights_per_second},
+                    {"decode_weights_per_second", m.decode_weights_per_second}});
+    if (as_json) continue;
+    fmt::print("{:44} {:7.4f} {:9.6f} {:6.2f} {:8.2f} M {:8.0f} M\n", codec->spec(), m.bits, m.mse,
+               m.gap_db, m.encode_weights_per_second / 1e6, m.decode_weights_per_second / 1e6);
+    std::fflush(stdout);
+  }
+  if (as_json) fmt::print("{}\n", list.dump(1));
+  return {};
+}
+
 }  // namespace
 
 Action declare_list(CLI::App& app) {
   struct Options {
     std::string what;
     bool json = false;
+    bool measure = false;
+    std::string spec;
   };
   const auto o = std::make_shared<Options>();
   app.add_option("WHAT", o->what, "codecs, transforms, solvers or architectures; default: all")
       ->check(CLI::IsMember({"codecs", "transforms", "solvers", "architectures"}));
+  app.add_flag("--measure", o->measure,
+               "code a million Gaussian numbers with every codec: bits, error, speed");
+  app.add_option("--codec", o->spec, "measure this codec alone, as 'int(4, group=64)'");
   add_json(app, o->json);
   return [o]() -> Status {
+    if (o->measure || !o->spec.empty()) return list_measures(o->spec, o->json);
     const Json all = everything();
     if (o->json) {
       fmt::print("{}\n", (o->what.empty() ? all : all[o->what]).dump(1));

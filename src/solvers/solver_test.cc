@@ -86,6 +86,7 @@ const char* const kSolvers[] = {
     "block_ldlq(e8p)",
     "block_ldlq(e8p(3), order=act)",
     "block_ldlq(e8p(4), descent=2)",
+    "ldlq(trellis(2.5, survivors=16, rows=64))",
 };
 
 TEST(Solvers, ReportedLossIsTheQuadraticForm) {
@@ -127,6 +128,19 @@ TEST(Solvers, FeedbackBeatsRoundingOnCorrelatedInputs) {
     EXPECT_LT(ldlq, 0.7 * rtn) << codec;
     EXPECT_LT(act, 0.7 * rtn) << codec;
   }
+}
+
+// A codec that decides late gets the same feedback as one that decides at once.
+TEST(Ldlq, FeedsErrorsBackToACodecThatDecidesLate) {
+  const Matrix<float> w = gaussian(128, 160, 18);
+  const Matrix<double> h = hessian(160, 1000, 19);
+  for (const char* codec : {"trellis(2, survivors=32)", "trellis(3, survivors=32, rows=64)"}) {
+    const double rtn = solve(fmt::format("rtn({})", codec), w, h.view()).report.loss;
+    const Solved fed = solve(fmt::format("ldlq({})", codec), w, h.view());
+    EXPECT_LT(fed.report.loss, 0.6 * rtn) << codec;
+    EXPECT_NEAR(fed.report.loss, loss(w, fed.w_hat, h.view()), 1e-4 * fed.report.loss) << codec;
+  }
+  EXPECT_FALSE(make_solver(*spec::parse_call("ldlq(trellis(2), order=act)")));
 }
 
 // GPTQ as published: upper Cholesky factor U of the inverse, in double. Columns are coded

@@ -3,6 +3,7 @@
 // multiple of 64. Elements start as zero.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <new>
 #include <vector>
