@@ -3,42 +3,16 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "base/float_types.h"
 #include "base/random.h"
-#include "codecs/codec.h"
+#include "codecs/test_matrices.h"
 #include "kernels/kernels.h"
 
 namespace quern {
 namespace {
-
-double mse_of(const char* text, const Matrix<float>& w) {
-  const auto codec = *make_codec(text);
-  CodedMatrix codes = *CodedMatrix::create(*codec, w.rows(), w.cols());
-  Matrix<float> w_hat(w.rows(), w.cols());
-  const int64_t group = codec->group_cols(w.cols());
-  for (int64_t col = 0; col < w.cols(); col += group) {
-    const int64_t width = std::min(group, w.cols() - col);
-    codec->fit(w.view().col_range(col, width), {}, 0, col, codes.mutable_view());
-    codec->encode(w.view().col_range(col, width), 0, col, codes.mutable_view(),
-                  w_hat.view().col_range(col, width));
-  }
-  double sum = 0;
-  for (int64_t i = 0; i < w.rows() * w.cols(); ++i) {
-    sum += std::pow(static_cast<double>(w.data()[i]) - w_hat.data()[i], 2);
-  }
-  return sum / static_cast<double>(w.rows() * w.cols());
-}
-
-Matrix<float> gaussian(int64_t rows, int64_t cols) {
-  Matrix<float> w(rows, cols);
-  Random random(11);
-  for (int64_t i = 0; i < rows * cols; ++i) w.data()[i] = static_cast<float>(random.gaussian());
-  return w;
-}
 
 TEST(Int, EveryFastDecoderHasTheBitsOfTheReference) {
   Random random(1);
@@ -82,25 +56,25 @@ TEST(Int, NumbersOnTheGridComeBackExactly) {
     w.data()[i] = 0.125f * (static_cast<float>(random.below(15)) - 7);
   }
   for (int64_t i = 0; i < 4; ++i) w(i, 5) = 0.125f * 7;  // the end of the grid is met
-  EXPECT_EQ(mse_of("int(4, group=64)", w), 0);
+  EXPECT_EQ(coding_error("int(4, group=64)", w), 0);
 }
 
 TEST(Int, ErrorFallsWithEveryBitAndWithSmallerGroups) {
-  const Matrix<float> w = gaussian(32, 1024);
+  const Matrix<float> w = gaussian_matrix(32, 1024, 11);
   double last = 1e9;
   for (int bits = 2; bits <= 8; ++bits) {
-    const double error = mse_of(fmt::format("int({}, group=64)", bits).c_str(), w);
+    const double error = coding_error(fmt::format("int({}, group=64)", bits), w);
     EXPECT_LT(error, last / 2) << bits;
     last = error;
   }
-  EXPECT_LT(mse_of("int(4, group=32)", w), mse_of("int(4, group=128)", w));
+  EXPECT_LT(coding_error("int(4, group=32)", w), coding_error("int(4, group=128)", w));
 }
 
 TEST(Int, ClipSearchNeverLosesByItsOwnMeasure) {
-  const Matrix<float> w = gaussian(32, 512);
+  const Matrix<float> w = gaussian_matrix(32, 512, 11);
   for (const int bits : {2, 3, 4}) {
-    EXPECT_LE(mse_of(fmt::format("int({}, clip=search, norm=2)", bits).c_str(), w),
-              mse_of(fmt::format("int({})", bits).c_str(), w));
+    EXPECT_LE(coding_error(fmt::format("int({}, clip=search, norm=2)", bits), w),
+              coding_error(fmt::format("int({})", bits), w));
   }
 }
 
