@@ -6,13 +6,15 @@
 
 namespace quern {
 
-// One row: dst[i] = scale[i / group] * (code_i - zero[i / group]), i < n.
-// `codes` is a little-endian stream of `bits`-bit fields of (n * bits + 7) / 8 bytes, `scales`
-// holds f16 bit patterns (may be unaligned); `zeros` null means 2^(bits - 1) everywhere.
+// One row: dst[i] = scale[i / group] * (code_i - zero[i / group]), i < n, rounded after the
+// difference and after the product. `codes` is a stream (bit_stream.h) of n codes, `scales` and
+// `half_zeros` hold f16 bit patterns (may be unaligned). At most one of `zeros` and `half_zeros` is
+// set; neither means 2^(bits - 1) everywhere.
 struct IntRow {
   const uint8_t* codes;
   const uint8_t* scales;
   const uint8_t* zeros;
+  const uint8_t* half_zeros;
   int64_t n;
   int64_t group;
   int bits;

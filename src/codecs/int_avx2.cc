@@ -16,14 +16,15 @@ float half_at(const uint8_t* halves, int64_t i) {
 
 void int_decode_row_avx2(const IntRow& row, float* dst) {
   int64_t group_end = 0, group_index = -1;
-  __m256 scale = _mm256_setzero_ps(), zero = _mm256_setzero_ps();
+  __m256 scale = _mm256_setzero_ps();
+  __m256 zero = _mm256_set1_ps(static_cast<float>(1 << (row.bits - 1)));
   for (int64_t i = 0; i < row.n; i += 16) {
     if (i >= group_end) {
       ++group_index;
       group_end += row.group;
       scale = _mm256_set1_ps(half_at(row.scales, group_index));
-      zero = _mm256_set1_ps(row.zeros != nullptr ? static_cast<float>(row.zeros[group_index])
-                                                 : static_cast<float>(1 << (row.bits - 1)));
+      if (row.zeros != nullptr) zero = _mm256_set1_ps(static_cast<float>(row.zeros[group_index]));
+      if (row.half_zeros != nullptr) zero = _mm256_set1_ps(half_at(row.half_zeros, group_index));
     }
     const int64_t n = row.n - i < 16 ? row.n - i : 16;
     const __m128i codes = sixteen_codes_avx2(row.codes, i, row.n, row.bits);

@@ -16,7 +16,7 @@ void int_decode_row_avx512(const IntRow& row, float* dst) {
   const CodeReaderAvx512 reader(row.codes, row.n, row.bits);
   int64_t group_end = 0, group_index = -1;
   __m512 scale = _mm512_setzero_ps();
-  __m512i zero = _mm512_set1_epi32(1 << (row.bits - 1));
+  __m512 zero = _mm512_set1_ps(static_cast<float>(1 << (row.bits - 1)));
   for (int64_t i = 0; i < row.n; i += 64) {
     const __m512i codes = reader.read(i);
     for (int q = 0; q < 4 && i + 16 * q < row.n; ++q) {
@@ -25,10 +25,11 @@ void int_decode_row_avx512(const IntRow& row, float* dst) {
         ++group_index;
         group_end += row.group;
         scale = _mm512_set1_ps(half_at(row.scales, group_index));
-        if (row.zeros != nullptr) zero = _mm512_set1_epi32(row.zeros[group_index]);
+        if (row.zeros != nullptr) zero = _mm512_set1_ps(static_cast<float>(row.zeros[group_index]));
+        if (row.half_zeros != nullptr) zero = _mm512_set1_ps(half_at(row.half_zeros, group_index));
       }
-      const __m512i centred = _mm512_sub_epi32(quarter_avx512(codes, q), zero);
-      const __m512 result = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(centred));
+      const __m512 code = _mm512_cvtepi32_ps(quarter_avx512(codes, q));
+      const __m512 result = _mm512_mul_ps(scale, _mm512_sub_ps(code, zero));
       const int64_t n = row.n - at;
       if (n >= 16) {
         _mm512_storeu_ps(dst + at, result);

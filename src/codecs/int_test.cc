@@ -20,19 +20,26 @@ TEST(Int, EveryFastDecoderHasTheBitsOfTheReference) {
     for (const int64_t n : {1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 128, 129, 300}) {
       for (const int64_t group : {int64_t{16}, int64_t{48}, int64_t{64}, n}) {
         if (group % 16 != 0 && group < n) continue;
-        for (const bool is_symmetric : {true, false}) {
-          // Exact allocations, so that a sanitizer sees any read past a row.
-          std::vector<uint8_t> codes(static_cast<size_t>((n * bits + 7) / 8));
-          std::vector<uint8_t> scales(static_cast<size_t>(2 * ((n + group - 1) / group)));
-          std::vector<uint8_t> zeros(scales.size() / 2);
-          for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random.next());
-          for (uint8_t& byte : zeros) byte = static_cast<uint8_t>(random.next());
-          for (size_t g = 0; g < zeros.size(); ++g) {
-            const uint16_t half = float_to_f16(static_cast<float>(random.gaussian()));
-            std::memcpy(scales.data() + 2 * g, &half, 2);
-          }
-          const IntRow row{codes.data(), scales.data(), is_symmetric ? nullptr : zeros.data(), n,
-                           group,        bits};
+        // Exact allocations, so that a sanitizer sees any read past a row.
+        std::vector<uint8_t> codes(static_cast<size_t>((n * bits + 7) / 8));
+        std::vector<uint8_t> scales(static_cast<size_t>(2 * ((n + group - 1) / group)));
+        std::vector<uint8_t> half_zeros(scales), zeros(scales.size() / 2);
+        for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random.next());
+        for (uint8_t& byte : zeros) byte = static_cast<uint8_t>(random.next());
+        for (size_t g = 0; g < zeros.size(); ++g) {
+          const uint16_t half = float_to_f16(static_cast<float>(random.gaussian()));
+          const uint16_t zero = float_to_f16(static_cast<float>(8 + 4 * random.gaussian()));
+          std::memcpy(scales.data() + 2 * g, &half, 2);
+          std::memcpy(half_zeros.data() + 2 * g, &zero, 2);
+        }
+        for (const char form : {'m', 'w', 'h'}) {  // zeros in the middle, whole, half precision
+          const IntRow row{codes.data(),
+                           scales.data(),
+                           form == 'w' ? zeros.data() : nullptr,
+                           form == 'h' ? half_zeros.data() : nullptr,
+                           n,
+                           group,
+                           bits};
           std::vector<float> expected(static_cast<size_t>(n)), got(expected);
           int_decode_row_ref(row, expected.data());
           if (host_has(Isa::kAvx512)) {
@@ -94,6 +101,83 @@ TEST(Int, GridsDifferAsNamed) {
     uint16_t half;
     std::memcpy(&half, codes.plane(1).data(), 2);
     EXPECT_EQ(half, float_to_f16(static_cast<float>(scale))) << text;
+  }
+}
+
+TEST(Int, AsymmetricGroupsReachBothEnds) {
+  Matrix<float> w(1, 16);
+  for (int64_t j = 0; j < 16; ++j) w(0, j) = 0.25f * static_cast<float>(j - 5);
+  EXPECT_EQ(coding_error("int(4, sym=false)", w), 0) << "-5 to 10 quarters, zero at 5";
+  for (int64_t j = 0; j < 16; ++j) w(0, j) = 3 + static_cast<float>(j) / 16;
+  const auto codec = *make_codec("int(4, sym=false)");
+  const CodedMatrix codes = code_matrix(*codec, w);
+  EXPECT_EQ(std::to_integer<int>(codes.plane(2)[0]), 0) << "zero itself stays in the range";
+  EXPECT_LT(coding_error("int(4, sym=false)", w), std::pow(4.0 / 15, 2) / 4);
+}
+
+TEST(Int, HqqZerosLowerTheErrorOfRounding) {
+  const Matrix<float> gaussian = gaussian_matrix(256, 1024, 12);
+  Matrix<float> heavy = gaussian;  // cubes: kurtosis 46
+  for (int64_t i = 0; i < 256 * 1024; ++i) {
+    heavy.data()[i] *= gaussian.data()[i] * gaussian.data()[i];
+  }
+  for (const int bits : {2, 3, 4}) {
+    const std::string base = fmt::format("int({}, group=64, sym=false", bits);
+    const double whole = coding_error(base + ")", gaussian);
+    const double hqq = coding_error(base + ", zeros=hqq)", gaussian);
+    EXPECT_LT(hqq, 0.91 * whole) << bits << ": a twelfth below the best of fractional zeros";
+    EXPECT_LT(coding_error(base + ", zeros=hqq)", heavy), coding_error(base + ")", heavy)) << bits;
+  }
+}
+
+double sum_of_magnitudes(const Codec& codec, const Matrix<float>& w) {
+  const Matrix<float> w_hat = decode_matrix(codec, code_matrix(codec, w));
+  double sum = 0;
+  for (int64_t i = 0; i < w.rows() * w.cols(); ++i) {
+    sum += std::abs(double{w.data()[i]} - w_hat.data()[i]);
+  }
+  return sum;
+}
+
+TEST(Int, HqqNeverLosesByItsOwnMeasure) {
+  const auto whole = *make_codec("int(3, group=0, sym=false)");
+  const auto hqq = *make_codec("int(3, group=0, sym=false, zeros=hqq)");
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    const Matrix<float> w = gaussian_matrix(1, 1 + static_cast<int64_t>(seed), seed);
+    EXPECT_LE(sum_of_magnitudes(*hqq, w), sum_of_magnitudes(*whole, w) * (1 + 1e-6));
+  }
+}
+
+TEST(Int, HqqTreatsBothSignsAlike) {
+  const Matrix<float> w = gaussian_matrix(64, 1024, 13);
+  Matrix<float> negated = w;
+  for (int64_t i = 0; i < 64 * 1024; ++i) negated.data()[i] = -w.data()[i];
+  const char* text = "int(3, group=64, sym=false, zeros=hqq)";
+  EXPECT_NEAR(coding_error(text, negated) / coding_error(text, w), 1, 1e-3);
+  EXPECT_FALSE(make_codec("int(3, zeros=hqq)")) << "symmetric";
+}
+
+TEST(Int, ImportanceOfColumnsMovesTheFit) {
+  const Matrix<float> w = gaussian_matrix(64, 64, 14);
+  std::vector<float> weight(64, 0.01f);
+  for (size_t j = 0; j < 16; ++j) weight[j] = 10;
+  for (const char* text : {"int(3, group=64, clip=search)", "int(3, sym=false, clip=search)",
+                           "int(2, group=64, sym=false, zeros=hqq)"}) {
+    const auto codec = *make_codec(text);
+    double errors[2] = {};
+    for (const bool is_weighted : {false, true}) {
+      CodedMatrix codes = *CodedMatrix::create(*codec, 64, 64);
+      Matrix<float> w_hat(64, 64);
+      codec->fit(w.view(), is_weighted ? std::span<const float>(weight) : std::span<const float>(),
+                 0, 0, codes.mutable_view());
+      codec->encode(w.view(), 0, 0, codes.mutable_view(), w_hat.view());
+      for (int64_t i = 0; i < 64; ++i) {
+        for (int64_t j = 0; j < 16; ++j) {
+          errors[is_weighted ? 1 : 0] += std::pow(double{w(i, j)} - w_hat(i, j), 2);
+        }
+      }
+    }
+    EXPECT_LT(errors[1], 0.95 * errors[0]) << text;
   }
 }
 
