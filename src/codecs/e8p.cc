@@ -12,7 +12,7 @@
 //
 // Scales. Each row has its own, a half: rows of a matrix that is rotated on the input side only
 // differ in norm, and a codebook without zero needs scale 0 for rows of zeros. With v the variance
-// of what is coded (MatrixSource: the row's mean square, more under feedback),
+// of what is coded (row_scale.h: the row's mean square, more under feedback),
 //     scale = sqrt(v) / spread,     spread 1.03, 0.98, 0.94: best on Gaussian weights.
 // The authors' 1.03 at four bits has 10 % more error (the residual then leaves its codebook more
 // often). They use one scale a matrix, and 0.9 at two bits under feedback, which widens what is
@@ -25,12 +25,10 @@
 #include "codecs/e8p.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "base/checked.h"
-#include "base/float_types.h"
-#include "codecs/codec.h"
+#include "codecs/row_scale.h"
 
 namespace quern {
 namespace {
@@ -87,17 +85,7 @@ class E8pCodec final : public Codec {
   }
 
   void fit_matrix(const MatrixSource& source, const MutableCodes& codes) const override {
-    // Errors are mse * v each, so v = mean square + feedback * mse * v.
-    const double added = std::min(static_cast<double>(source.feedback) * rate_.mse, kMostAdded);
-    for (int64_t i = 0; i < source.w.rows; ++i) {
-      double sum = 0;
-      for (int64_t j = 0; j < source.w.cols; ++j) sum += std::pow(source.w(i, j), 2);
-      const double variance = sum / static_cast<double>(source.w.cols) / (1 - added);
-      const double scale = std::min(std::sqrt(variance) / rate_.spread, 65504.0);
-      uint16_t half = float_to_f16(static_cast<float>(scale));
-      if (scale > 0) half = std::max<uint16_t>(half, 1);
-      std::memcpy(codes.planes[1] + 2 * i, &half, 2);
-    }
+    fit_row_scales(source, rate_.mse, rate_.spread, codes.planes[1]);
   }
 
   void fit(MatrixView<const float>, std::span<const float>, int64_t, int64_t,
@@ -111,7 +99,7 @@ class E8pCodec final : public Codec {
       const int64_t count = std::min(kBatch, n - first);
       for (int64_t b = 0; b < count; ++b) {
         const int64_t i = (first + b) / blocks, j = (first + b) % blocks * kBlock;
-        take_block(w, i, j, scale_of(codes, row + i), y + b * kBlock);
+        take_block(w, i, j, row_scale(codes.planes[1], row + i), y + b * kBlock);
       }
       encode_batch(y, first, count, blocks, row, col / kBlock, codes);
     }
@@ -129,15 +117,7 @@ class E8pCodec final : public Codec {
   }
 
  private:
-  static constexpr double kMostAdded = 0.5;
-
   int64_t residual_bytes() const { return rate_.residual == E8pResidual::kE8 ? 1 : 2; }
-
-  static float scale_of(const CodesView& codes, int64_t row) {
-    uint16_t half;
-    std::memcpy(&half, codes.planes[1] + 2 * row, 2);
-    return f16_to_float(half);
-  }
 
   // n weights of a row from block `block` on.
   E8pRow row_of(const CodesView& codes, int64_t row, int64_t block, int64_t n) const {
@@ -147,7 +127,7 @@ class E8pCodec final : public Codec {
     return {reinterpret_cast<const uint8_t*>(codes.planes[0] + 2 * place),
             reinterpret_cast<const uint8_t*>(residual),
             n,
-            scale_of(codes, row),
+            row_scale(codes.planes[1], row),
             1.0f / rate_.ratio,
             rate_.residual};
   }
