@@ -12,8 +12,21 @@ namespace quern {
 
 // Sum of x x^T over the rows that reach one group of weights, in double.
 struct Gram {
-  Matrix<double> sum;  // [n_in, n_in]
+  Matrix<double> sum;    // [n_in, n_in]
+  Matrix<double> drift;  // [n_in, n_in] of (x_source - x) x^T, where both are shown
   int64_t n_rows = 0;
+};
+
+// Keeps what one group of dense weights reads.
+class InputTap final : public LayerTap {
+ public:
+  explicit InputTap(Role role) : role_(role) {}
+  bool input(Role role, int expert, MatrixView<const float> x) override;
+  const Matrix<float>& rows() const { return rows_; }
+
+ private:
+  Role role_;
+  Matrix<float> rows_;
 };
 
 // Gathers the Gram matrices of one role (kQ stands for q, k, v; kGate for gate and up) for the
@@ -24,6 +37,13 @@ class GramTap final : public LayerTap {
       : role_(role), first_expert_(first_expert), last_expert_(last_expert) {}
 
   bool input(Role role, int expert, MatrixView<const float> x) override;
+  // What the original model's weights read for the rows that come next; for the dense MLP only.
+  void expect(const Matrix<float>* source) { source_ = source; }
+
+  // E[(x_source - x) x^T] (H + damping mean(diag H) I)^-1, [n_in, n_in]: what W must be multiplied
+  // by and added to itself so that it does on x what W does on x_source, in least squares (GPTAQ,
+  // arXiv 2504.02692). Empty if nothing was expected or H has no factor.
+  Matrix<float> drift(int expert, double damping);
 
   // H = sum / n_rows of an expert; empty if no row reached it.
   MatrixView<const double> hessian(int expert);
@@ -34,6 +54,10 @@ class GramTap final : public LayerTap {
   int first_expert_, last_expert_;
   std::map<int, Gram> grams_;
   std::map<int, bool> is_mean_;
+  const Matrix<float>* source_ = nullptr;
 };
+
+// W += share * W P, in float: the target under drift P.
+void add_product(float share, MatrixView<const float> p, Matrix<float>& w);
 
 }  // namespace quern

@@ -4,6 +4,14 @@
 #include <algorithm>
 
 namespace quern {
+namespace {
+
+void copy_rows(const Matrix<float>& from, int64_t first, int64_t n, Matrix<float>& to) {
+  if (to.rows() != n) to = Matrix<float>(n, from.cols());
+  std::copy_n(from.row(first), n * from.cols(), to.data());
+}
+
+}  // namespace
 
 Streams::Streams(const ModelDesc& model, const BasisChange& basis, const Corpus& corpus,
                  const EndWeights& source, const EndWeights& coded)
@@ -21,25 +29,27 @@ Streams::Streams(const ModelDesc& model, const BasisChange& basis, const Corpus&
   }
 }
 
+void Streams::run_sample(int layer, const LayerWeights& weights, MatrixView<float> h,
+                         LayerTap* tap) const {
+  const AttentionDesc& attention = model_.layers[static_cast<size_t>(layer)].attention;
+  LayerKv kv({attention.n_kv_heads, attention.d_head}, h.rows, DType::kF32);
+  const SequenceRows rows{&kv, 0, h.rows, h.rows};
+  forward_layer({&model_, &basis_, layer}, weights, {&rows, 1}, h, tap);
+}
+
 bool Streams::run(int layer, const LayerWeights& weights, const Matrix<float>& from,
                   Matrix<float>* to, LayerTap* tap, const std::function<bool()>& proceed) const {
-  const AttentionDesc& attention = model_.layers[static_cast<size_t>(layer)].attention;
   int64_t row = 0;
   Matrix<float> scratch;
   for (const auto& sample : corpus_.samples) {
     if (!proceed()) return false;
     const auto n = static_cast<int64_t>(sample.size());
-    LayerKv kv({attention.n_kv_heads, attention.d_head}, n, DType::kF32);
-    const SequenceRows rows{&kv, 0, n, n};
-    MatrixView<float> h;
     if (to != nullptr) {
-      h = to->view().row_range(row, n);
+      run_sample(layer, weights, to->view().row_range(row, n), tap);
     } else {
-      if (scratch.rows() != n) scratch = Matrix<float>(n, model_.d_model);
-      h = scratch.view();
-      std::copy_n(from.row(row), n * model_.d_model, h.data);
+      copy_rows(from, row, n, scratch);
+      run_sample(layer, weights, scratch.view(), tap);
     }
-    forward_layer({&model_, &basis_, layer}, weights, {&rows, 1}, h, tap);
     row += n;
   }
   return true;
@@ -48,6 +58,25 @@ bool Streams::run(int layer, const LayerWeights& weights, const Matrix<float>& f
 bool Streams::observe(int layer, const LayerWeights& weights, LayerTap& tap,
                       const std::function<bool()>& proceed) const {
   return run(layer, weights, coded_, nullptr, &tap, proceed);
+}
+
+bool Streams::observe_drift(int layer, const LayerWeights& source, const LayerWeights& weights,
+                            Role role, GramTap& tap, const std::function<bool()>& proceed) const {
+  int64_t row = 0;
+  Matrix<float> scratch;
+  for (const auto& sample : corpus_.samples) {
+    if (!proceed()) return false;
+    const auto n = static_cast<int64_t>(sample.size());
+    InputTap inputs(role);
+    copy_rows(source_, row, n, scratch);
+    run_sample(layer, source, scratch.view(), &inputs);
+    tap.expect(&inputs.rows());
+    copy_rows(coded_, row, n, scratch);
+    run_sample(layer, weights, scratch.view(), &tap);
+    tap.expect(nullptr);
+    row += n;
+  }
+  return true;
 }
 
 bool Streams::advance(int layer, const LayerWeights& source, const LayerWeights& coded,

@@ -6,6 +6,7 @@
 
 #include <functional>
 
+#include "calib/collect.h"
 #include "calib/corpus.h"
 #include "model/model.h"
 
@@ -21,6 +22,10 @@ class Streams {
   // `proceed` is asked between samples; false stops and returns false.
   bool observe(int layer, const LayerWeights& weights, LayerTap& tap,
                const std::function<bool()>& proceed) const;
+  // The same; before each sample the tap is shown, by GramTap::expect, what weights of `role` read
+  // in the source stream under the weights `source`.
+  bool observe_drift(int layer, const LayerWeights& source, const LayerWeights& weights, Role role,
+                     GramTap& tap, const std::function<bool()>& proceed) const;
   // Moves both streams through a layer.
   bool advance(int layer, const LayerWeights& source, const LayerWeights& coded,
                const std::function<bool()>& proceed);
@@ -35,6 +40,8 @@ class Streams {
   }
 
  private:
+  // Runs one sample, `n` rows in place, through a layer.
+  void run_sample(int layer, const LayerWeights& weights, MatrixView<float> h, LayerTap* tap) const;
   bool run(int layer, const LayerWeights& weights, const Matrix<float>& from, Matrix<float>* to,
            LayerTap* tap, const std::function<bool()>& proceed) const;
 

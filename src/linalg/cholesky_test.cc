@@ -53,6 +53,27 @@ TEST(Cholesky, FactorsMultiplyBackToTheMatrix) {
   }
 }
 
+TEST(Cholesky, DividingByTheFactorUndoesTheProduct) {
+  for (int64_t n : kSizes) {
+    const Matrix<double> h = gram(n + 7, n, 0.1, static_cast<uint64_t>(n));
+    Matrix<double> factor = h, x(5, n), y(5, n);
+    ASSERT_TRUE(reverse_cholesky(factor.view()));
+    Random random(static_cast<uint64_t>(n) + 1);
+    for (int64_t i = 0; i < 5 * n; ++i) x.data()[i] = random.gaussian();
+    for (int64_t i = 0; i < 5; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        for (int64_t k = 0; k < n; ++k) y(i, j) += x(i, k) * h(k, j);
+      }
+    }
+    divide_by_factored(y.view(), factor.view());
+    // The condition number is at most trace / 0.1; errors of both sweeps grow with it.
+    double trace = 0;
+    for (int64_t i = 0; i < n; ++i) trace += h(i, i);
+    const double bound = static_cast<double>(n + 8) * 0x1p-52 * trace / 0.1 * 8;
+    for (int64_t i = 0; i < 5 * n; ++i) ASSERT_NEAR(y.data()[i], x.data()[i], bound) << n;
+  }
+}
+
 TEST(Cholesky, ADiagonalMatrixIsItsOwnPivots) {
   Matrix<double> h(150, 150);
   for (int64_t i = 0; i < 150; ++i) h(i, i) = static_cast<double>(i + 1);

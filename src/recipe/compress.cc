@@ -12,12 +12,15 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <optional>
+#include <utility>
 
 #include "base/digest.h"
 #include "base/file.h"
 #include "calib/collect.h"
 #include "calib/streams.h"
 #include "model/fused_source.h"
+#include "recipe/dense_tensors.h"
 #include "recipe/journal.h"
 #include "recipe/output_plan.h"
 #include "recipe/write_model.h"
@@ -45,6 +48,14 @@ const Group kGroups[] = {
     {Role::kSharedGate, {Role::kSharedGate, Role::kSharedUp}, false},
     {Role::kSharedDown, {Role::kSharedDown}, false},
 };
+
+// What the calibration text says of one matrix.
+struct CodingInputs {
+  MatrixView<const double> hessian;
+  MatrixView<const float> drift;
+};
+
+constexpr double kDriftDamping = 0.01;
 
 class Compression {
  public:
@@ -90,7 +101,8 @@ class Compression {
 
   Status prepare() {
     QUERN_ASSIGN(recipe_, Recipe::load(options_.recipe));
-    QUERN_TRY(check_output());
+    QUERN_ASSIGN(out_, output_folder(options_.out, options_.model,
+                                     options_.force ? Existing::kReplace : Existing::kRefuse));
     QUERN_ASSIGN(files_, ModelFiles::open(options_.model));
     if (!files_->packed().empty()) {
       return usage_error("{} is already compressed with '{}'; compress the original",
@@ -102,6 +114,7 @@ class Compression {
     }
     fused_ = std::make_unique<FusedSource>(*files_, basis_);
     QUERN_ASSIGN(plan_, OutputPlan::make(*files_, recipe_, basis_));
+    dense_ = std::make_unique<DenseTensors>(*files_, *fused_, basis_, plan_);
     QUERN_ASSIGN(source_ends_, files_->ends());
     coded_ends_ = source_ends_;
     needs_streams_ = recipe_.needs_hessian();
@@ -128,26 +141,6 @@ class Compression {
     return {};
   }
 
-  Status check_output() {
-    namespace fs = std::filesystem;
-    out_ = options_.out;
-    while (out_.size() > 1 && out_.ends_with('/')) out_.pop_back();  // "out/" is "out"
-    std::error_code problem;
-    const bool exists = fs::exists(out_, problem);
-    if (problem) return usage_error("{}: {}", out_, problem.message());
-    if (!exists) return {};
-    if (!options_.force) {
-      return usage_error("{} exists; choose another output or pass --force", out_);
-    }
-    // Replacing a folder must not take the model away that is read.
-    const fs::path out = fs::canonical(out_, problem);
-    const fs::path model = fs::weakly_canonical(options_.model, problem);
-    if (std::mismatch(out.begin(), out.end(), model.begin(), model.end()).first == out.end()) {
-      return usage_error("{} holds the model that is compressed; choose another output", out_);
-    }
-    return {};
-  }
-
   size_t stream_bytes() const {
     return needs_streams_ ? Streams::n_bytes(files_->desc(), corpus_.n_tokens()) : 0;
   }
@@ -166,78 +159,26 @@ class Compression {
                  {"notes", notes}});
   }
 
-  static OutputTensor dense_tensor(std::string name, DType dtype, Shape shape,
-                                   const float* values) {
-    OutputTensor tensor;
-    tensor.spec = {std::move(name), dtype, std::move(shape)};
-    const int64_t n = *element_count(tensor.spec.shape);
-    tensor.bytes.resize(static_cast<size_t>(n * dtype_bits(tensor.spec.dtype) / 8));
-    convert_from_float(values, n, tensor.spec.dtype, tensor.bytes.data());
-    return tensor;
-  }
-
-  Status add_dense(const WeightPlan& weight, std::vector<OutputTensor>& out) const {
-    const Shape shape = files_->store().shape(weight.id);
-    if (is_gain_folded(basis_, weight.id.role)) {
-      const double offset = norm_desc(weight.id).gain_offset;
-      const std::vector<float> ones(static_cast<size_t>(weight.n_in),
-                                    static_cast<float>(1.0 - offset));
-      out.push_back(dense_tensor(weight.name, weight.dense_dtype, shape, ones.data()));
-    } else {
-      QUERN_ASSIGN(const Matrix<float> values, fused_->weight(weight.id));
-      out.push_back(dense_tensor(weight.name, weight.dense_dtype, shape, values.data()));
-    }
-    return add_bias(weight, out);
-  }
-
-  Status add_bias(const WeightPlan& weight, std::vector<OutputTensor>& out) const {
-    const WeightStore& store = files_->store();
-    if (!store.exists(weight.id, Part::kBias)) return {};
-    const std::string name = store.stored_name(weight.id, Part::kBias);
-    if (plan_.copied().contains(name)) return {};
-    QUERN_ASSIGN(const std::vector<float> bias, fused_->bias(weight.id));
-    out.push_back(
-        dense_tensor(name, weight.dense_dtype, {static_cast<int64_t>(bias.size())}, bias.data()));
-    return {};
-  }
-
-  const NormDesc& norm_desc(const WeightId& id) const {
-    const LayerDesc& layer = files_->desc().layers[static_cast<size_t>(id.layer)];
-    return id.role == Role::kAttnNorm ? layer.attn_norm : layer.mlp_norm;
-  }
-
-  // A code for NaN or infinity would be an arbitrary number, and its error none.
-  static Status check_finite(const Matrix<float>& w, const WeightId& id) {
-    for (int64_t i = 0; i < w.rows(); ++i) {
-      for (int64_t j = 0; j < w.cols(); ++j) {
-        if (std::isfinite(w(i, j))) continue;
-        return error("{}: the weight at [{}, {}] is {}; the source model is damaged", to_string(id),
-                     i, j, w(i, j));
-      }
-    }
-    return {};
-  }
-
-  // Codes one matrix; its planes go to `out`, its report to `reports`, itself into `coded`.
-  Status code(const WeightPlan& weight, MatrixView<const double> hessian,
-              std::vector<OutputTensor>& out, Json& reports, LinearWeight* coded) {
-    QUERN_ASSIGN(const Matrix<float> w, fused_->weight(weight.id));
+  // Codes one matrix; its planes go to `out`, its report to `reports`, itself into `coded`. The
+  // target is W, or W (I + drift P) where inputs have drifted (GramTap::drift).
+  Status code(const WeightPlan& weight, const CodingInputs& inputs, std::vector<OutputTensor>& out,
+              Json& reports, LinearWeight* coded) {
+    QUERN_ASSIGN(Matrix<float> w, fused_->weight(weight.id));
     QUERN_TRY(check_finite(w, weight.id));
+    if (inputs.drift.data != nullptr) {
+      add_product(static_cast<float>(weight.solver->drift()), inputs.drift, w);
+      QUERN_TRY(check_finite(w, weight.id));
+    }
     const Codec& codec = weight.solver->codec();
     QUERN_ASSIGN(CodedMatrix codes, CodedMatrix::create(codec, w.rows(), w.cols()));
-    auto solved = weight.solver->solve({w.view(), hessian}, codes);
+    auto solved = weight.solver->solve({w.view(), inputs.hessian}, codes);
     if (!solved) return tl::unexpected(in_context(solved.error(), to_string(weight.id)));
     reports[weight.name] = {{"error", solved->relative()},
                             {"damping", solved->damping},
                             {"damping_raises", solved->damping_raises},
                             {"fallback", solved->fallback}};
-    for (size_t i = 0; i < codes.specs().size(); ++i) {
-      const PlaneSpec& plane = codes.specs()[i];
-      OutputTensor tensor{{plane_name(weight.name, plane), plane.dtype, plane.shape}, {}};
-      tensor.bytes.assign(codes.plane(i).begin(), codes.plane(i).end());
-      out.push_back(std::move(tensor));
-    }
-    QUERN_TRY(add_bias(weight, out));
+    add_planes(weight, codes, out);
+    QUERN_TRY(dense_->add_bias(weight, out));
     if (coded == nullptr) return {};
     QUERN_ASSIGN(std::vector<float> bias, fused_->bias(weight.id));
     const auto owner = std::make_shared<const CodedMatrix>(std::move(codes));
@@ -275,6 +216,13 @@ class Compression {
       if (!fallback->empty()) result_.notes.push_back(fmt::format("{}: {}", name, *fallback));
     }
     return {};
+  }
+
+  void note_once(std::string note) {
+    std::vector<std::string>& notes = result_.notes;
+    if (std::find(notes.begin(), notes.end(), note) == notes.end()) {
+      notes.push_back(std::move(note));
+    }
   }
 
   tl::unexpected<Error> damaged(int step, std::string_view what) const {
@@ -326,7 +274,7 @@ class Compression {
         if (weight->fate == Fate::kCoded) {
           QUERN_TRY(code(*weight, {}, tensors, reports, nullptr));
         } else {
-          QUERN_TRY(add_dense(*weight, tensors));
+          QUERN_TRY(dense_->add(*weight, tensors));
         }
       }
       QUERN_TRY(finish_step(step, tensors, {{"matrices", reports}}));
@@ -364,10 +312,10 @@ class Compression {
     std::vector<OutputTensor> tensors;
     Json reports = Json::object();
     for (const WeightPlan* weight : plan_.of_layer(layer)) {
-      if (weight->fate == Fate::kDense) QUERN_TRY(add_dense(*weight, tensors));
+      if (weight->fate == Fate::kDense) QUERN_TRY(dense_->add(*weight, tensors));
     }
     for (const Group& group : kGroups) {
-      QUERN_TRY(code_group(layer, group, coded, tensors, reports));
+      QUERN_TRY(code_group(layer, group, source, coded, tensors, reports));
     }
     if (needs_streams_) QUERN_TRY(advance(layer, source, coded));
     report = {{"matrices", reports}, {"layer", layer}};
@@ -394,10 +342,10 @@ class Compression {
     return static_cast<int>(std::max<size_t>(1, options_.hessian_budget / one));
   }
 
-  Status code_group(int layer, const Group& group, LayerWeights& coded,
+  Status code_group(int layer, const Group& group, const LayerWeights& source, LayerWeights& coded,
                     std::vector<OutputTensor>& tensors, Json& reports) {
     std::vector<const WeightPlan*> members;
-    bool needs_hessian = false;
+    bool needs_hessian = false, drifts = false;
     for (const WeightPlan* weight : plan_.of_layer(layer)) {
       if (weight->fate != Fate::kCoded ||
           std::find(group.roles.begin(), group.roles.end(), weight->id.role) == group.roles.end()) {
@@ -405,28 +353,42 @@ class Compression {
       }
       members.push_back(weight);
       needs_hessian = needs_hessian || weight->solver->needs_hessian();
+      drifts = drifts || weight->solver->drift() > 0;
     }
     if (members.empty()) return {};
     const int64_t n_experts = files_->desc().layers[static_cast<size_t>(layer)].mlp.n_experts;
     const bool is_split = group.is_per_expert && n_experts > 0;
     const int first = is_split ? 0 : -1;
     const int last = is_split ? static_cast<int>(n_experts) - 1 : -1;
+    if (is_split && drifts) {
+      // A token may reach an expert in one stream and not in the other.
+      note_once("drift: the inputs of experts have no partners; their targets stay as they are");
+      drifts = false;
+    }
     const int at_once = is_split ? experts_at_once(members[0]->n_in) : 1;
     for (int e = first; e <= last; e += at_once) {
       const int end = std::min(last, e + at_once - 1);
       GramTap tap(group.shown, e, end);
       if (needs_hessian) {
         const auto go = [&] { return proceed_in_layer(layer, "collect statistics"); };
-        if (!streams_->observe(layer, coded, tap, go)) return cancelled();
+        const bool is_ok = drifts
+                               ? streams_->observe_drift(layer, source, coded, group.shown, tap, go)
+                               : streams_->observe(layer, coded, tap, go);
+        if (!is_ok) return cancelled();
       }
+      std::optional<Matrix<float>> drift;  // of all members, which share their inputs
       for (const WeightPlan* weight : members) {
         if (weight->id.expert < e || weight->id.expert > end) continue;
         if (!proceed_in_layer(layer, "code")) return cancelled();
-        const MatrixView<const double> hessian =
-            needs_hessian ? tap.hessian(weight->id.expert) : MatrixView<const double>();
+        CodingInputs inputs;
+        if (needs_hessian) inputs.hessian = tap.hessian(weight->id.expert);
+        if (drifts && weight->solver->drift() > 0) {
+          if (!drift) drift = tap.drift(weight->id.expert, kDriftDamping);
+          inputs.drift = std::as_const(*drift).view();
+        }
         LinearWeight* target =
             needs_streams_ ? &coded.at(weight->id.role, weight->id.expert) : nullptr;
-        QUERN_TRY(code(*weight, hessian, tensors, reports, target));
+        QUERN_TRY(code(*weight, inputs, tensors, reports, target));
         ++n_coded_in_layer_;
       }
     }
@@ -446,14 +408,14 @@ class Compression {
       return weight->id.role == Role::kLmHead;
     });
     if (head != outside.end() && (*head)->fate == Fate::kDense) {
-      QUERN_TRY(add_dense(**head, tensors));
+      QUERN_TRY(dense_->add(**head, tensors));
     } else if (head != outside.end()) {
       Matrix<double> hessian;
       if ((*head)->solver->needs_hessian()) {
         GramTap tap(Role::kLmHead, -1, -1);
         const Matrix<float> hidden = streams_->final_hidden(coded_ends_);
         tap.input(Role::kLmHead, -1, hidden.view());
-        QUERN_TRY(code(**head, tap.hessian(-1), tensors, reports, nullptr));
+        QUERN_TRY(code(**head, {tap.hessian(-1), {}}, tensors, reports, nullptr));
       } else {
         QUERN_TRY(code(**head, {}, tensors, reports, nullptr));
       }
@@ -485,6 +447,7 @@ class Compression {
   std::unique_ptr<ModelFiles> files_;
   BasisChange basis_;
   std::unique_ptr<FusedSource> fused_;
+  std::unique_ptr<DenseTensors> dense_;
   OutputPlan plan_;
   EndWeights source_ends_, coded_ends_;
   bool needs_streams_ = false;

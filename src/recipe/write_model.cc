@@ -116,6 +116,25 @@ Status copy_companions(const std::string& from, const std::string& to) {
 
 }  // namespace
 
+Result<std::string> output_folder(std::string out, const std::string& model, Existing existing) {
+  while (out.size() > 1 && out.ends_with('/')) out.pop_back();  // "out/" is "out"
+  std::error_code problem;
+  const bool is_there = fs::exists(out, problem);
+  if (problem) return usage_error("{}: {}", out, problem.message());
+  if (!is_there) return out;
+  if (existing == Existing::kRefuse) {
+    return usage_error("{} exists; choose another output or pass --force", out);
+  }
+  // Replacing a folder must not take the model away that is read.
+  const fs::path target = fs::canonical(out, problem);
+  const fs::path source = fs::weakly_canonical(model, problem);
+  if (std::mismatch(target.begin(), target.end(), source.begin(), source.end()).first ==
+      target.end()) {
+    return usage_error("{} holds the model that is compressed; choose another output", out);
+  }
+  return out;
+}
+
 Status write_model(const ModelFiles& source, const OutputPlan& plan, const Packed& packed,
                    Journal& journal, const std::string& out) {
   const std::string results = journal.folder() + "/results";

@@ -8,6 +8,11 @@
 
 namespace quern {
 
+enum class Existing : uint8_t { kRefuse, kReplace };  // what to do with a folder that is there
+
+// `out` without trailing slashes, or why the compression of `model` may not be written there.
+Result<std::string> output_folder(std::string out, const std::string& model, Existing existing);
+
 Status write_model(const ModelFiles& source, const OutputPlan& plan, const Packed& packed,
                    Journal& journal, const std::string& out);
 

@@ -27,6 +27,7 @@ constexpr spec::ParamSpec kParams[] = {
     kFeedbackOrder,
     kFeedbackDamping,
     kFeedbackGroups,
+    kFeedbackDrift,
     {"descent", spec::ParamKind::kInt, "0", 0, 100, {}, "sweeps that code each block again"},
 };
 
@@ -39,9 +40,10 @@ class BlockLdlq final : public Solver {
   std::string spec() const override { return spec_; }
   const Codec& codec() const override { return *codec_; }
   bool needs_hessian() const override { return true; }
+  double drift() const override { return options_.drift; }
   size_t scratch_bytes(int64_t n_out, int64_t n_in) const override {
     const size_t descent = sweeps_ > 0 ? Descent::scratch_bytes(n_in, options_.block) : 0;
-    return feedback_scratch_bytes(n_out, n_in) + descent;
+    return feedback_scratch_bytes(options_, n_out, n_in) + descent;
   }
 
   Result<SolveReport> solve(const SolveInput& input, CodedMatrix& out) const override {

@@ -103,6 +103,7 @@ Result<FeedbackOptions> read_feedback_options(std::string_view solver, const spe
   FeedbackOptions options;
   options.solver = solver;
   options.damping = params.number("damping");
+  options.drift = params.number("drift");
   options.block = codec.block_cols();
   if (params.word("order") == "act") options.order = ColumnOrder::kAct;
   options.is_static = params.word("groups") == "static" || options.order == ColumnOrder::kAct;
@@ -113,9 +114,13 @@ Result<FeedbackOptions> read_feedback_options(std::string_view solver, const spe
   return options;
 }
 
-size_t feedback_scratch_bytes(int64_t n_out, int64_t n_in) {
-  return static_cast<size_t>(n_in * n_in) * (sizeof(double) + sizeof(float)) +
-         static_cast<size_t>(n_out * n_in) * sizeof(float);
+size_t feedback_scratch_bytes(const FeedbackOptions& options, int64_t n_out, int64_t n_in) {
+  const auto square = static_cast<size_t>(n_in * n_in);
+  const size_t solving =
+      square * (sizeof(double) + sizeof(float)) + static_cast<size_t>(n_out * n_in) * sizeof(float);
+  // Before: the sum, its copy, the factor and its transpose; what is left of it while solving.
+  const size_t drift = options.drift > 0 ? square * (4 * sizeof(double) + sizeof(float)) : 0;
+  return std::max(solving + drift / 4, drift);
 }
 
 Result<Feedback> factor_feedback(const SolveInput& input, const FeedbackOptions& options,

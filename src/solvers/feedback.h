@@ -33,6 +33,9 @@ inline constexpr spec::ParamSpec kFeedbackGroups = {"groups",
                                                     "auto|dynamic|static",
                                                     "when side info is fitted"};
 
+inline constexpr spec::ParamSpec kFeedbackDrift = {
+    "drift", spec::ParamKind::kNumber, "0", 0, 1, {}, "share of the inputs' drift to make up for"};
+
 enum class ColumnOrder : uint8_t { kNatural, kAct };  // as they lie; by falling mean of diag H
 
 struct FeedbackOptions {
@@ -40,6 +43,7 @@ struct FeedbackOptions {
   ColumnOrder order = ColumnOrder::kNatural;
   bool is_static = false;  // side info is fitted from W beforehand
   double damping = 0.01;
+  double drift = 0;
   int64_t block = 1;  // g
 };
 
@@ -92,7 +96,7 @@ Result<Feedback> factor_feedback(const SolveInput& input, const FeedbackOptions&
 void code_with_feedback(const SolveInput& input, const Codec& codec, const Feedback& feedback,
                         CodedMatrix& out, SolveReport& report,
                         const std::function<void(const FeedbackTile&)>& code_tile);
-size_t feedback_scratch_bytes(int64_t n_out, int64_t n_in);
+size_t feedback_scratch_bytes(const FeedbackOptions& options, int64_t n_out, int64_t n_in);
 
 // Fits all groups of the tile from W.
 void fit_static(const FeedbackTile& tile);

@@ -34,10 +34,7 @@ namespace quern {
 namespace {
 
 constexpr spec::ParamSpec kParams[] = {
-    kFeedbackCodec,
-    kFeedbackOrder,
-    kFeedbackDamping,
-    kFeedbackGroups,
+    kFeedbackCodec, kFeedbackOrder, kFeedbackDamping, kFeedbackGroups, kFeedbackDrift,
 };
 
 constexpr int64_t kColBlock = 64;
@@ -50,8 +47,9 @@ class Ldlq final : public Solver {
   std::string spec() const override { return spec_; }
   const Codec& codec() const override { return *codec_; }
   bool needs_hessian() const override { return true; }
+  double drift() const override { return options_.drift; }
   size_t scratch_bytes(int64_t n_out, int64_t n_in) const override {
-    return feedback_scratch_bytes(n_out, n_in);
+    return feedback_scratch_bytes(options_, n_out, n_in);
   }
 
   Result<SolveReport> solve(const SolveInput& input, CodedMatrix& out) const override {

@@ -37,6 +37,8 @@ class Solver {
   virtual std::string spec() const = 0;
   virtual const Codec& codec() const = 0;
   virtual bool needs_hessian() const = 0;
+  // How much of the inputs' drift behind coded layers the targets make up for: 0 none, 1 all.
+  virtual double drift() const { return 0; }
   // Bytes of scratch beyond input and output for one matrix.
   virtual size_t scratch_bytes(int64_t n_out, int64_t n_in) const = 0;
   virtual Result<SolveReport> solve(const SolveInput& input, CodedMatrix& out) const = 0;

@@ -160,7 +160,8 @@ INSTANTIATE_TEST_SUITE_P(
         "rotate(hadamard, sites=value+heads+ffn) | rtn(int(8)) @ v+o-layers[0:1]",
         "rotate(rht, sites=value+ffn+qk) | ldlq(int(3, group=8), order=act) @ attn+lm_head | "
         "rtn(int(4)) @ ffn+embed",
-        "rtn(int(8)) @ q", "rtn(int(8)) @ gate+lm_head"));
+        "rtn(int(8)) @ q", "rtn(int(8)) @ gate+lm_head",
+        "rotate(rht) | ldlq(trellis(2.5, survivors=8, rows=64), drift=0.75)"));
 
 // int(8): |W - W_hat| is at most half a step, step = max|w| / 127 of its group; so is the loss.
 TEST(Compress, EightBitsKeepEveryWeightWithinHalfAStep) {
@@ -203,7 +204,8 @@ TEST(Compress, BytesDependOnTheSeedAndNotOnThreads) {
   const ScratchFolder scratch;
   for (const std::string& model : {fixture("llama"), fixture("qwen3_moe"), kTiny}) {
     for (const char* recipe :
-         {"rotate(rht) | ldlq(int(4, group=16))", "ldlq(int(3), order=act) @ all+embed"}) {
+         {"rotate(rht) | ldlq(int(4, group=16))", "ldlq(int(3), order=act) @ all+embed",
+          "rotate(rht) | ldlq(trellis(2, survivors=8), drift=0.75)"}) {
       SCOPED_TRACE(model + " " + recipe);
       CompressOptions options = small(model, "", recipe);
       options.corpus.n_samples = 2;

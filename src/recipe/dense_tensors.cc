@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "recipe/dense_tensors.h"
+
+#include <cmath>
+
+namespace quern {
+namespace {
+
+OutputTensor dense_tensor(std::string name, DType dtype, Shape shape, const float* values) {
+  OutputTensor tensor;
+  tensor.spec = {std::move(name), dtype, std::move(shape)};
+  const int64_t n = *element_count(tensor.spec.shape);
+  tensor.bytes.resize(static_cast<size_t>(n * dtype_bits(tensor.spec.dtype) / 8));
+  convert_from_float(values, n, tensor.spec.dtype, tensor.bytes.data());
+  return tensor;
+}
+
+const NormDesc& norm_desc(const ModelDesc& model, const WeightId& id) {
+  const LayerDesc& layer = model.layers[static_cast<size_t>(id.layer)];
+  return id.role == Role::kAttnNorm ? layer.attn_norm : layer.mlp_norm;
+}
+
+}  // namespace
+
+Status DenseTensors::add(const WeightPlan& weight, std::vector<OutputTensor>& out) const {
+  const Shape shape = files_.store().shape(weight.id);
+  if (is_gain_folded(basis_, weight.id.role)) {
+    const double offset = norm_desc(files_.desc(), weight.id).gain_offset;
+    const std::vector<float> ones(static_cast<size_t>(weight.n_in),
+                                  static_cast<float>(1.0 - offset));
+    out.push_back(dense_tensor(weight.name, weight.dense_dtype, shape, ones.data()));
+  } else {
+    QUERN_ASSIGN(const Matrix<float> values, fused_.weight(weight.id));
+    out.push_back(dense_tensor(weight.name, weight.dense_dtype, shape, values.data()));
+  }
+  return add_bias(weight, out);
+}
+
+Status DenseTensors::add_bias(const WeightPlan& weight, std::vector<OutputTensor>& out) const {
+  const WeightStore& store = files_.store();
+  if (!store.exists(weight.id, Part::kBias)) return {};
+  const std::string name = store.stored_name(weight.id, Part::kBias);
+  if (plan_.copied().contains(name)) return {};
+  QUERN_ASSIGN(const std::vector<float> bias, fused_.bias(weight.id));
+  out.push_back(
+      dense_tensor(name, weight.dense_dtype, {static_cast<int64_t>(bias.size())}, bias.data()));
+  return {};
+}
+
+void add_planes(const WeightPlan& weight, const CodedMatrix& codes,
+                std::vector<OutputTensor>& out) {
+  for (size_t i = 0; i < codes.specs().size(); ++i) {
+    const PlaneSpec& plane = codes.specs()[i];
+    OutputTensor tensor{{plane_name(weight.name, plane), plane.dtype, plane.shape}, {}};
+    tensor.bytes.assign(codes.plane(i).begin(), codes.plane(i).end());
+    out.push_back(std::move(tensor));
+  }
+}
+
+Status check_finite(const Matrix<float>& w, const WeightId& id) {
+  for (int64_t i = 0; i < w.rows(); ++i) {
+    for (int64_t j = 0; j < w.cols(); ++j) {
+      if (std::isfinite(w(i, j))) continue;
+      return error("{}: the weight at [{}, {}] is {}; the source model is damaged", to_string(id),
+                   i, j, w(i, j));
+    }
+  }
+  return {};
+}
+
+}  // namespace quern

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tensors of the output: the planes of coded matrices, and what is written in the source's float
+// type, folded or cut out of a shared tensor.
+#pragma once
+
+#include <vector>
+
+#include "model/fused_source.h"
+#include "recipe/journal.h"
+#include "recipe/output_plan.h"
+
+namespace quern {
+
+class DenseTensors {
+ public:
+  // All arguments must outlive this.
+  DenseTensors(const ModelFiles& files, const FusedSource& fused, const BasisChange& basis,
+               const OutputPlan& plan)
+      : files_(files), fused_(fused), basis_(basis), plan_(plan) {}
+
+  // The weight and its bias.
+  Status add(const WeightPlan& weight, std::vector<OutputTensor>& out) const;
+  // The bias of a weight, if it has one that is not copied.
+  Status add_bias(const WeightPlan& weight, std::vector<OutputTensor>& out) const;
+
+ private:
+  const ModelFiles& files_;
+  const FusedSource& fused_;
+  const BasisChange& basis_;
+  const OutputPlan& plan_;
+};
+
+void add_planes(const WeightPlan& weight, const CodedMatrix& codes, std::vector<OutputTensor>& out);
+
+// A code for NaN or infinity would be an arbitrary number, and its error none.
+Status check_finite(const Matrix<float>& w, const WeightId& id);
+
+}  // namespace quern
