@@ -154,8 +154,8 @@ class PvqCodec final : public Codec {
   PvqCodec(std::string text, const Shape& shape)
       : spec_(std::move(text)),
         shape_(shape),
-        index_(shape.dim, shape.pulses),
-        index_bits_(index_.index_bits()),
+        index_(PvqIndex::shared(shape.dim, shape.pulses)),
+        index_bits_(index_->index_bits()),
         group_bits_(index_bits_ + shape.gain_bits) {}
 
   std::string spec() const override { return spec_; }
@@ -206,7 +206,7 @@ class PvqCodec final : public Codec {
         const int16_t* point = y.data() + static_cast<size_t>(g) * dim;
         const float unit = scale * narrowing(width);
         const int level = nearest_level(levels, unit, gains[static_cast<size_t>(g)]);
-        put_bits(stream, bit, index_bits_, index_.index_of(point));
+        put_bits(stream, bit, index_bits_, index_->index_of(point));
         put_bits(stream, bit + index_bits_, shape_.gain_bits, static_cast<unsigned>(level));
         reconstruct(point, unit * levels[static_cast<size_t>(level)], width,
                     w_hat.row(i) + g * shape_.dim);
@@ -225,7 +225,7 @@ class PvqCodec final : public Codec {
       for (int64_t j = 0; j < codes.n_in; j += shape_.dim, bit += group_bits_) {
         const int64_t width = std::min<int64_t>(shape_.dim, codes.n_in - j);
         const Wide level = get_bits(stream, n_bytes, bit + index_bits_, shape_.gain_bits);
-        index_.point_of(get_bits(stream, n_bytes, bit, index_bits_), y);
+        index_->point_of(get_bits(stream, n_bytes, bit, index_bits_), y);
         reconstruct(y, scale * narrowing(width) * levels[static_cast<size_t>(level)], width, dst);
         dst += width;
       }
@@ -291,7 +291,7 @@ class PvqCodec final : public Codec {
 
   std::string spec_;
   Shape shape_;
-  PvqIndex index_;
+  std::shared_ptr<const PvqIndex> index_;
   int index_bits_, group_bits_;
 };
 

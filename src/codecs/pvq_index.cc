@@ -2,9 +2,12 @@
 #include "codecs/pvq_index.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdlib>
-#include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "base/check.h"
 
@@ -23,7 +26,44 @@ int bit_width(Wide value) {
 
 bool is_narrow(Wide value) { return value >> 64 == 0; }
 
+// The point of d = 2 and k > 0: (0, +-k), then four each of t on the left, then (+-k, 0).
+template <class T>
+void pair_of(int k, int index, T* y) {
+  const int place = index + 2, t = place / 4;
+  const bool is_end = t == 0 || t == k;
+  const bool left = (place & (is_end ? 1 : 2)) != 0, right = (place & 1) != 0;
+  y[0] = static_cast<T>(left ? -t : t);
+  y[1] = static_cast<T>(right ? t - k : k - t);
+}
+
+constexpr int kLeafDim = 4, kLeafPulses = 20;
+
 }  // namespace
+
+// All points of four entries and few pulses: at 4 bits a weight nine in ten groups of four.
+struct PvqLeaves {
+  std::vector<std::array<int8_t, kLeafDim>> points;  // by pulses and index
+  std::array<size_t, kLeafPulses + 1> start = {};
+
+  PvqLeaves() {
+    for (int k = 0; k <= kLeafPulses; ++k) {
+      start[static_cast<size_t>(k)] = points.size();
+      for (int t = 0; t <= k; ++t) {
+        const int n_left = std::max(1, 4 * t), n_right = std::max(1, 4 * (k - t));
+        for (int i = 0; i < n_left * n_right; ++i) {
+          std::array<int8_t, kLeafDim> point = {};
+          if (t > 0) pair_of(t, i / n_right, point.data());
+          if (t < k) pair_of(k - t, i % n_right, point.data() + 2);
+          points.push_back(point);
+        }
+      }
+    }
+  }
+  void point_of(int k, uint64_t index, int16_t* y) const {
+    const auto& point = points[start[static_cast<size_t>(k)] + index];
+    for (size_t i = 0; i < kLeafDim; ++i) y[i] = int16_t{point[i]};
+  }
+};
 
 std::vector<Wide> PvqIndex::counts(int dim, int pulses) {
   std::vector<Wide> n(place(dim + 1, 0, pulses));
@@ -44,8 +84,19 @@ PvqIndex::PvqIndex(int dim, int pulses)
     : dim_(dim), pulses_(pulses), counts_(counts(dim, pulses)), splits_(place(dim + 1, 0, pulses)) {
   QUERN_CHECK(dim > 0 && dim <= kMaxDim && pulses > 0 && pulses <= kMaxPulses);
   QUERN_CHECK(size() != kTooMany);
+  static const PvqLeaves leaves;
+  leaves_ = &leaves;
   add_splits(dim);
-  if (dim >= kLeafDim) add_leaves();
+}
+
+std::shared_ptr<const PvqIndex> PvqIndex::shared(int dim, int pulses) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, int>, std::weak_ptr<const PvqIndex>> all;
+  const std::lock_guard lock(mutex);
+  auto& entry = all[{dim, pulses}];
+  auto index = entry.lock();
+  if (index == nullptr) entry = index = std::make_shared<const PvqIndex>(dim, pulses);
+  return index;
 }
 
 int PvqIndex::index_bits() const { return bit_width(size() - 1); }
@@ -55,7 +106,7 @@ void PvqIndex::add_splits(int d) {
   const int left = d / 2, right = d - left;
   for (int k = 0; k <= pulses_; ++k) {
     const Wide all = count(d, k);
-    if (d == dim_ && d > kLeafDim && k != pulses_ && k != 0) continue;  // occur below the top only
+    if (d == dim_ && k != pulses_ && k != 0) continue;  // occur below the top only
     Split& s = splits_[place(d, k, pulses_)];
     std::vector<Wide> sums = {0};
     for (int t = 0; t < k; ++t) sums.push_back(sums.back() + count(left, t) * count(right, k - t));
@@ -76,20 +127,6 @@ void PvqIndex::add_splits(int d) {
   }
   add_splits(left);
   add_splits(right);
-}
-
-void PvqIndex::add_leaves() {
-  add_splits(kLeafDim);
-  const int end = std::min(pulses_, kLeafPulses) + 1;
-  for (int k = 0; k < end; ++k) {
-    leaf_start_[k] = static_cast<int64_t>(leaves_.size());
-    for (uint64_t index = 0; index < static_cast<uint64_t>(count(kLeafDim, k)); ++index) {
-      int16_t y[kLeafDim];
-      narrow_point_of(kLeafDim, k, index, y);
-      leaves_.insert(leaves_.end(), y, y + kLeafDim);
-    }
-  }
-  leaf_end_ = end;
 }
 
 Wide PvqIndex::index_of(const int16_t* y) const {
@@ -133,11 +170,7 @@ void PvqIndex::point_of(int d, int k, Wide index, int16_t* y) const {
 }
 
 void PvqIndex::narrow_point_of(int d, int k, uint64_t index, int16_t* y) const {
-  if (d == kLeafDim && k < leaf_end_) {
-    const int64_t place = leaf_start_[k] + kLeafDim * static_cast<int64_t>(index);
-    std::memcpy(y, leaves_.data() + place, kLeafDim * sizeof *y);
-    return;
-  }
+  if (d == kLeafDim && k <= kLeafPulses) return leaves_->point_of(k, index, y);
   if (d == 1) {
     y[0] = static_cast<int16_t>(index != 0 ? -k : k);
     return;
@@ -146,15 +179,7 @@ void PvqIndex::narrow_point_of(int d, int k, uint64_t index, int16_t* y) const {
     std::fill_n(y, d, int16_t{0});
     return;
   }
-  if (d == 2) {  // (0, +-k), then four each of t on the left, then (+-k, 0)
-    const auto place = static_cast<int>(index) + 2;
-    const int t = place / 4;
-    const bool is_end = t == 0 || t == k;
-    const bool left = (place & (is_end ? 1 : 2)) != 0, right = (place & 1) != 0;
-    y[0] = static_cast<int16_t>(left ? -t : t);
-    y[1] = static_cast<int16_t>(right ? t - k : k - t);
-    return;
-  }
+  if (d == 2) return pair_of(k, static_cast<int>(index), y);
   const Split& s = split(d, k);
   int t = s.first[static_cast<size_t>(index >> s.shift)];
   while (s.narrow[static_cast<size_t>(t) + 1] <= index) ++t;

@@ -12,11 +12,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace quern {
 
 using Wide = unsigned __int128;
+
+struct PvqLeaves;
 
 class PvqIndex {
  public:
@@ -30,6 +33,9 @@ class PvqIndex {
   }
   // Whether N(dim, pulses) fits 128 bits.
   static bool fits(int dim, int pulses);
+
+  // One for all who ask for the same, while somebody holds it.
+  static std::shared_ptr<const PvqIndex> shared(int dim, int pulses);
 
   // Needs dim <= kMaxDim, pulses <= kMaxPulses, both above 0, and fits(dim, pulses).
   PvqIndex(int dim, int pulses);
@@ -54,11 +60,9 @@ class PvqIndex {
     int shift = 0;
   };
   static constexpr int kBucketBits = 6;
-  static constexpr int kLeafDim = 4, kLeafPulses = 12;  // points that come from a table
 
   const Split& split(int d, int k) const { return splits_[place(d, k, pulses_)]; }
   void add_splits(int d);
-  void add_leaves();
   Wide index_of(const int16_t* y, int d, int* pulses) const;
   void point_of(int d, int k, Wide index, int16_t* y) const;
   void narrow_point_of(int d, int k, uint64_t index, int16_t* y) const;
@@ -66,9 +70,7 @@ class PvqIndex {
   int dim_, pulses_;
   std::vector<Wide> counts_;
   std::vector<Split> splits_;
-  std::vector<int16_t> leaves_;  // points of kLeafDim entries, by pulses and index
-  int64_t leaf_start_[kLeafPulses + 1] = {};
-  int leaf_end_ = 0;  // pulses from which on there is no table
+  const PvqLeaves* leaves_;
 };
 
 }  // namespace quern

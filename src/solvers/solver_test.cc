@@ -86,6 +86,8 @@ const char* const kSolvers[] = {
     "block_ldlq(e8p)",
     "block_ldlq(e8p(3), order=act)",
     "block_ldlq(e8p(4), descent=2)",
+    "block_ldlq(pvq(2.5), descent=1)",
+    "block_ldlq(pvq(3, dim=16), order=act)",
     "ldlq(trellis(2.5, survivors=16, rows=64))",
 };
 
@@ -111,7 +113,7 @@ TEST(Solvers, FeedbackEqualsRoundingAtIdentity) {
         "ldlq(int(3, group=32), groups=static)", "block_ldlq(int(3, group=32), descent=2)"}) {
     EXPECT_EQ(solve(text, w, identity.view()).w_hat, rtn.w_hat) << text;
   }
-  for (const char* codec : {"e8p", "e8p(3)"}) {
+  for (const char* codec : {"e8p", "e8p(3)", "pvq(3)"}) {
     EXPECT_EQ(solve(fmt::format("block_ldlq({})", codec), w, identity.view()).w_hat,
               solve(fmt::format("rtn({})", codec), w, {}).w_hat)
         << codec;
@@ -228,7 +230,8 @@ TEST(Ldlq, EqualsGptqCodeForCode) {
 
 TEST(BlockLdlq, EqualsGptqWithTheExactSolveOfABlock) {
   const Matrix<double> h = hessian(100, 600, 7);
-  for (const char* codec : {"e8p", "e8p(3)", "e8p(4)", "int(3, group=100)"}) {
+  for (const char* codec :
+       {"e8p", "e8p(3)", "e8p(4)", "pvq(2, dim=16)", "pvq(3.25)", "int(3, group=100)"}) {
     EXPECT_LE(differences_from_gptq("block_ldlq", codec, gaussian(12, 100, 6), h), 16) << codec;
   }
 }
@@ -247,7 +250,7 @@ TEST(BlockLdlq, EqualsLdlqForCodecsOfSingleColumns) {
 TEST(BlockLdlq, BeatsRoundingOnCorrelatedInputs) {
   const Matrix<float> w = gaussian(32, 130, 4);
   const Matrix<double> h = hessian(130, 1000, 5);
-  for (const char* codec : {"e8p", "e8p(3)", "e8p(4)"}) {
+  for (const char* codec : {"e8p", "e8p(3)", "e8p(4)", "pvq(3, dim=8)"}) {
     const double rtn = solve(fmt::format("rtn({})", codec), w, h.view()).report.loss;
     const double block = solve(fmt::format("block_ldlq({})", codec), w, h.view()).report.loss;
     const double act =
