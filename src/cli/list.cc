@@ -6,6 +6,7 @@
 #include "codecs/codec.h"
 #include "codecs/measure.h"
 #include "model/archs/arch.h"
+#include "recipe/presets.h"
 #include "solvers/solver.h"
 #include "transforms/transform.h"
 
@@ -41,9 +42,17 @@ Json everything() {
          {"summary", arch.architectures.empty() ? "" : std::string(arch.architectures[0])},
          {"params", Json::array()}});
   }
+  Json recipes_json = Json::array();
+  for (const RecipePreset& preset : recipe_presets()) {
+    recipes_json.push_back({{"name", preset.name},
+                            {"summary", preset.summary()},
+                            {"text", preset.text},
+                            {"params", Json::array()}});
+  }
   return {{"codecs", rows_json(codecs())},
           {"transforms", rows_json(transforms())},
           {"solvers", rows_json(solvers())},
+          {"recipes", std::move(recipes_json)},
           {"architectures", std::move(archs_json)}};
 }
 
@@ -100,8 +109,9 @@ Action declare_list(CLI::App& app) {
     std::string spec;
   };
   const auto o = std::make_shared<Options>();
-  app.add_option("WHAT", o->what, "codecs, transforms, solvers or architectures; default: all")
-      ->check(CLI::IsMember({"codecs", "transforms", "solvers", "architectures"}));
+  app.add_option("WHAT", o->what,
+                 "codecs, transforms, solvers, recipes or architectures; default: all")
+      ->check(CLI::IsMember({"codecs", "transforms", "solvers", "recipes", "architectures"}));
   app.add_flag("--measure", o->measure,
                "code a million Gaussian numbers with every codec: bits, error, speed");
   app.add_option("--codec", o->spec, "measure this codec alone, as 'int(4, group=64)'");
@@ -117,10 +127,10 @@ Action declare_list(CLI::App& app) {
       if (!o->what.empty() && o->what != kind) continue;
       fmt::print("{}\n", kind);
       for (const Json& row : rows) {
-        fmt::print("  {:14} {}\n", row["name"].get<std::string>(),
+        fmt::print("  {:18} {}\n", row["name"].get<std::string>(),
                    row["summary"].get<std::string>());
         for (const Json& param : row["params"]) {
-          fmt::print("  {:14}   {}{}{}\n", "", param["accepts"].get<std::string>(),
+          fmt::print("  {:18}   {}{}{}\n", "", param["accepts"].get<std::string>(),
                      param["help"].get<std::string>().empty() ? "" : ": ",
                      param["help"].get<std::string>());
         }

@@ -3,11 +3,10 @@
 // from are 16 >> step_bits neighbours, each repeated.
 // Decoder: the 16 windows of a tile's row are cut out of its bytes by one vpermb and one variable
 // shift, and hashed in 32-bit lanes.
-#include <immintrin.h>
-
 #include <cstring>
 
 #include "codecs/qtip.h"
+#include "kernels/intrinsics.h"
 
 namespace quern {
 namespace {

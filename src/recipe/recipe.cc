@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "base/file.h"
+#include "recipe/presets.h"
 
 namespace quern {
 namespace {
@@ -84,6 +85,7 @@ std::string stage_names() {
 }  // namespace
 
 Result<Recipe> Recipe::load(std::string_view text_or_name) {
+  if (const RecipePreset* preset = find_recipe_preset(text_or_name)) return parse(preset->text);
   const std::string path(text_or_name);
   if (path.ends_with(".recipe")) {
     QUERN_ASSIGN(const std::string text, read_file(path, 64 << 10));

@@ -25,7 +25,7 @@ struct CodingStage {
 
 class Recipe {
  public:
-  // Text of a recipe, or a path to a .recipe file.
+  // Text of a recipe, the name of one of recipes/, or a path to a .recipe file.
   static Result<Recipe> load(std::string_view text_or_name);
   static Result<Recipe> parse(std::string_view text);
 
