@@ -14,6 +14,7 @@ namespace quern {
 // taken from all coordinates and bit 0 is to be toggled first; an even one that 1/4 is added.
 struct E8pTables {
   alignas(64) int8_t points[256][8];  // E8P before signs and shift
+  alignas(64) uint16_t packed[256];   // magnitudes less 1/2, two bits each, coordinate 0 lowest
   uint8_t is_odd[256];                // parity of the sum of a row
   alignas(64) float rows[8][256];     // magnitudes, by coordinate
   alignas(64) float norms[256];       // of rows

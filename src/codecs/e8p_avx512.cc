@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Eight blocks at once: their rows are gathered as 64-bit words of eight quarters; the eight sign
-// bytes, once parities are folded in, are the mask of the 64 negations as they stand.
+// 32 blocks at once: the table of rows, two bits a coordinate, stays in eight registers, where
+// vpermi2w looks 32 rows up; vpmultishiftqb cuts the fields of a row apart. Sign bytes, once
+// parities are folded in, are the masks of the negations as they stand. What is left over goes by
+// eight blocks, whose rows are gathered.
 #include "codecs/e8p_search.h"
 #include "kernels/intrinsics.h"
 
@@ -35,6 +37,70 @@ inline __m512i eight_points(const E8pTables& t, __m128i codes) {
   return _mm512_add_epi8(points, shift);
 }
 
+// What points_of_32 keeps in registers.
+struct Lookup {
+  __m512i rows[8];     // packed rows, 32 a register
+  __m512i spread[4];   // each 64-bit lane gets the word of its block
+  __m512i fields;      // shifts of the eight fields of a word
+  __m512i magnitudes;  // of a field, in quarters; the byte's other bits are not looked at
+
+  explicit Lookup(const E8pTables& t) {
+    alignas(64) uint16_t words[32];
+    alignas(64) uint8_t bytes[64];
+    for (int i = 0; i < 8; ++i) rows[i] = _mm512_load_si512(t.packed + 32 * i);
+    for (int q = 0; q < 4; ++q) {
+      for (int i = 0; i < 32; ++i) words[i] = static_cast<uint16_t>(8 * q + i / 4);
+      spread[q] = _mm512_load_si512(words);
+    }
+    for (int i = 0; i < 64; ++i) bytes[i] = static_cast<uint8_t>(2 * (i % 8));
+    fields = _mm512_load_si512(bytes);
+    for (int i = 0; i < 64; ++i) bytes[i] = static_cast<uint8_t>(4 * (i % 4) + 2);
+    magnitudes = _mm512_load_si512(bytes);
+  }
+
+  __m512i row_words(__m512i codes) const {
+    const __m512i row = _mm512_srli_epi16(codes, 8);
+    const __mmask32 bit6 = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(1 << 14));
+    const __mmask32 bit7 = _mm512_movepi16_mask(codes);
+    const __m512i a = _mm512_permutex2var_epi16(rows[0], row, rows[1]);
+    const __m512i b = _mm512_permutex2var_epi16(rows[2], row, rows[3]);
+    const __m512i c = _mm512_permutex2var_epi16(rows[4], row, rows[5]);
+    const __m512i d = _mm512_permutex2var_epi16(rows[6], row, rows[7]);
+    return _mm512_mask_mov_epi16(_mm512_mask_mov_epi16(a, bit6, b), bit7,
+                                 _mm512_mask_mov_epi16(c, bit6, d));
+  }
+};
+
+inline __m512i xor_shifted(__m512i x, int n) {
+  return _mm512_xor_si512(x, _mm512_srli_epi16(x, static_cast<unsigned>(n)));
+}
+
+// The points of 32 codes, in quarters, eight a register.
+inline void points_of_32(const Lookup& lookup, const uint8_t* codes, __m512i points[4]) {
+  const __m512i one = _mm512_set1_epi16(1);
+  const __m512i code = _mm512_loadu_si512(codes);
+  const __m512i words = lookup.row_words(code);
+  const __m512i signs = _mm512_and_si512(code, _mm512_set1_epi16(255));
+  // Parities: of the low bits of the fields, which is that of the row's sum; of the signs.
+  const __m512i low = _mm512_and_si512(words, _mm512_set1_epi16(0x5555));
+  const __m512i row_odd = xor_shifted(xor_shifted(xor_shifted(low, 8), 4), 2);
+  const __m512i odd = _mm512_and_si512(xor_shifted(xor_shifted(xor_shifted(signs, 4), 2), 1), one);
+  const __m512i negated = _mm512_xor_si512(_mm512_xor_si512(signs, odd),
+                                           _mm512_slli_epi16(_mm512_and_si512(row_odd, one), 7));
+  alignas(32) uint64_t negations[4], minus[4];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(negations), _mm512_cvtepi16_epi8(negated));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(minus),
+                     _mm512_cvtepi16_epi8(_mm512_sub_epi16(_mm512_setzero_si512(), odd)));
+  for (int q = 0; q < 4; ++q) {
+    const __m512i spread = _mm512_permutexvar_epi16(lookup.spread[q], words);
+    const __m512i fields = _mm512_multishift_epi64_epi8(lookup.fields, spread);
+    __m512i point = _mm512_permutexvar_epi8(fields, lookup.magnitudes);
+    point = _mm512_mask_sub_epi8(point, negations[q], _mm512_setzero_si512(), point);
+    const __m512i shift = _mm512_mask_mov_epi8(_mm512_set1_epi8(1), minus[q], _mm512_set1_epi8(-1));
+    points[q] = _mm512_add_epi8(point, shift);
+  }
+}
+
 inline __m128i eight_codes(const uint8_t* codes) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
 }
@@ -52,25 +118,43 @@ inline void store_quarter(__m512i points, __m512i residual, __m512 ratio, __m512
   _mm512_storeu_ps(dst + 16 * kQuarter, _mm512_mul_ps(scale, value));
 }
 
+template <bool kHasResidual>
+inline void store_64(__m512i points, __m512i residual, __m512 ratio, __m512 scale, float* dst) {
+  store_quarter<0, kHasResidual>(points, residual, ratio, scale, dst);
+  store_quarter<1, kHasResidual>(points, residual, ratio, scale, dst);
+  store_quarter<2, kHasResidual>(points, residual, ratio, scale, dst);
+  store_quarter<3, kHasResidual>(points, residual, ratio, scale, dst);
+}
+
+inline __m512i eight_of_e8(const E8pTables& t, const uint8_t* codes) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes));
+  return _mm512_i64gather_epi64(_mm512_cvtepu8_epi64(bytes),
+                                reinterpret_cast<const long long*>(t.e8), 8);
+}
+
 template <E8pResidual kKind>
 void decode(const E8pTables& t, const E8pRow& row, float* dst) {
   constexpr bool kHasResidual = kKind != E8pResidual::kNone;
   const __m512 scale = _mm512_set1_ps(0.25f * row.scale), ratio = _mm512_set1_ps(row.inverse_ratio);
   int64_t j = 0;
+  if (row.n >= 256) {
+    const Lookup lookup(t);
+    for (; j + 256 <= row.n; j += 256, dst += 256) {
+      __m512i points[4], residual[4] = {};
+      points_of_32(lookup, row.codes + j / 4, points);
+      if (kKind == E8pResidual::kE8p) points_of_32(lookup, row.residual + j / 4, residual);
+      for (int q = 0; q < 4; ++q) {
+        if (kKind == E8pResidual::kE8) residual[q] = eight_of_e8(t, row.residual + j / 8 + 8 * q);
+        store_64<kHasResidual>(points[q], residual[q], ratio, scale, dst + 64 * q);
+      }
+    }
+  }
   for (; j + 64 <= row.n; j += 64, dst += 64) {
     const __m512i points = eight_points(t, eight_codes(row.codes + j / 4));
     __m512i residual = _mm512_setzero_si512();
-    if (kKind == E8pResidual::kE8) {
-      const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row.residual + j / 8));
-      residual = _mm512_i64gather_epi64(_mm512_cvtepu8_epi64(codes),
-                                        reinterpret_cast<const long long*>(t.e8), 8);
-    } else if (kKind == E8pResidual::kE8p) {
-      residual = eight_points(t, eight_codes(row.residual + j / 4));
-    }
-    store_quarter<0, kHasResidual>(points, residual, ratio, scale, dst);
-    store_quarter<1, kHasResidual>(points, residual, ratio, scale, dst);
-    store_quarter<2, kHasResidual>(points, residual, ratio, scale, dst);
-    store_quarter<3, kHasResidual>(points, residual, ratio, scale, dst);
+    if (kKind == E8pResidual::kE8) residual = eight_of_e8(t, row.residual + j / 8);
+    if (kKind == E8pResidual::kE8p) residual = eight_points(t, eight_codes(row.residual + j / 4));
+    store_64<kHasResidual>(points, residual, ratio, scale, dst);
   }
   if (j == row.n) return;
   E8pRow tail = row;

@@ -34,7 +34,9 @@ void fill_rows(E8pTables& t) {
   const auto add = [&](const int doubled[8]) {
     QUERN_CHECK(n_rows < 256);
     int sum = 0, norm = 0;
+    t.packed[n_rows] = 0;
     for (int i = 0; i < 8; ++i) {
+      t.packed[n_rows] = static_cast<uint16_t>(t.packed[n_rows] | doubled[i] / 2 << 2 * i);
       sum += doubled[i];
       norm += doubled[i] * doubled[i];
       t.points[n_rows][i] = static_cast<int8_t>(2 * doubled[i]);

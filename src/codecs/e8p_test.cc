@@ -174,7 +174,8 @@ TEST(E8p, EveryInstructionSetFindsTheSameCodes) {
 
 TEST(E8p, EveryFastDecoderHasTheBitsOfTheReference) {
   Random random(3);
-  for (const int64_t n : {1, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 100, 128, 200, 257}) {
+  for (const int64_t n :
+       {1, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 100, 128, 200, 256, 257, 512, 777}) {
     for (const E8pResidual kind : {E8pResidual::kNone, E8pResidual::kE8, E8pResidual::kE8p}) {
       // Exact allocations, so that a sanitizer sees any read past a row.
       std::vector<uint8_t> codes(static_cast<size_t>((n + 7) / 8 * 2));
