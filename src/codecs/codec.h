@@ -91,7 +91,7 @@ class Codec {
   virtual Claim claim() const = 0;
 
   // Columns coded together, and columns that share side info (a multiple of block_cols, at most
-  // n_in; the last group of a row may be shorter).
+  // n_in). The last group of a row may be shorter, and its last block, where planes() takes n_in.
   virtual int64_t block_cols() const = 0;
   // Rows coded together: fit and encode get strips of so many, the last strip what remains.
   virtual int64_t block_rows() const { return 1; }

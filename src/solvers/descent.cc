@@ -30,6 +30,15 @@ Matrix<float> inverse(Matrix<double> h) {
   return result;
 }
 
+bool is_zero(MatrixView<const float> a) {
+  for (int64_t i = 0; i < a.rows; ++i) {
+    for (int64_t j = 0; j < a.cols; ++j) {
+      if (a(i, j) != 0) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 Descent::Descent(MatrixView<const double> hessian, const Feedback& feedback)
@@ -110,8 +119,9 @@ bool Descent::descend(const FeedbackTile& tile, size_t block, int64_t begin,
     }
     const auto strip_change = change.view().row_range(i, rows).col_range(0, width);
     const auto strip_targets = targets.view().row_range(i, rows).col_range(begin, width);
-    if (loss_change(begin, gradient.row_range(i, rows), strip_change) < 0) {
-      any = true;
+    const bool is_better = loss_change(begin, gradient.row_range(i, rows), strip_change) < 0;
+    if (is_better || is_zero(strip_change)) {
+      any = any || is_better;
       for (int64_t r = i; r < i + rows; ++r) {
         for (int64_t c = 0; c < width; ++c) {
           tile.error(first + r, begin + c) += change(r, c);
