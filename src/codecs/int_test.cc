@@ -163,21 +163,8 @@ TEST(Int, ImportanceOfColumnsMovesTheFit) {
   for (size_t j = 0; j < 16; ++j) weight[j] = 10;
   for (const char* text : {"int(3, group=64, clip=search)", "int(3, sym=false, clip=search)",
                            "int(2, group=64, sym=false, zeros=hqq)"}) {
-    const auto codec = *make_codec(text);
-    double errors[2] = {};
-    for (const bool is_weighted : {false, true}) {
-      CodedMatrix codes = *CodedMatrix::create(*codec, 64, 64);
-      Matrix<float> w_hat(64, 64);
-      codec->fit(w.view(), is_weighted ? std::span<const float>(weight) : std::span<const float>(),
-                 0, 0, codes.mutable_view());
-      codec->encode(w.view(), 0, 0, codes.mutable_view(), w_hat.view());
-      for (int64_t i = 0; i < 64; ++i) {
-        for (int64_t j = 0; j < 16; ++j) {
-          errors[is_weighted ? 1 : 0] += std::pow(double{w(i, j)} - w_hat(i, j), 2);
-        }
-      }
-    }
-    EXPECT_LT(errors[1], 0.95 * errors[0]) << text;
+    EXPECT_LT(weighted_error(text, w, weight, true), 0.95 * weighted_error(text, w, weight, false))
+        << text;
   }
 }
 

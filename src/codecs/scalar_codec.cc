@@ -70,12 +70,11 @@ class ScalarCodec final : public Codec {
         if (has_shift()) {
           const double middle = median_of(u, scratch);
           for (float& x : u) x = static_cast<float>(x - middle);
-          const double reach =
-              o_.shift == ShiftRule::kEntropy ? kEntropyReach * largest(u, 0, 1) : 0;
+          const double reach = o_.shift == ShiftRule::kEntropy ? kEntropyReach * largest(u) : 0;
           shifts.push_back(static_cast<float>(std::abs(middle) + reach));
         }
         for (int side = 0; side < o_.sides; ++side) {
-          scales.push_back(static_cast<float>(rule_scale(u, side)));
+          scales.push_back(static_cast<float>(rule_scale(take_side(u, {}, side))));
         }
       }
     }
@@ -108,15 +107,20 @@ class ScalarCodec final : public Codec {
   void encode(MatrixView<const float> w, int64_t row, int64_t col, const MutableCodes& codes,
               MatrixView<float> w_hat) const override {
     const int64_t group = group_cols(codes.n_in);
+    std::vector<float> u;
+    std::vector<uint8_t> chosen(static_cast<size_t>(std::min(group, w.cols)));
     for (int64_t i = 0; i < w.rows; ++i) {
       auto* low = stream(codes, 0, row + i, split_.low);
       auto* high = split_.high > 0 ? stream(codes, 1, row + i, split_.high) : nullptr;
       for (int64_t j = 0; j < w.cols;) {
         const int64_t g = (col + j) / group;
+        const int64_t n = std::min(w.cols, (g + 1) * group - col) - j;
         const GroupFit fit = load(codes, (row + i) * groups(codes.n_in) + g);
-        for (const int64_t end = std::min(w.cols, (g + 1) * group - col); j < end; ++j) {
-          const float u = w(i, j) - fit.shift;
-          const unsigned code = code_of(u, fit);
+        u.assign(w.row(i) + j, w.row(i) + j + n);
+        for (float& x : u) x -= fit.shift;
+        choose_codes(u, fit, chosen.data());
+        for (int64_t k = 0; k < n; ++k, ++j) {
+          const unsigned code = chosen[static_cast<size_t>(k)];
           put_code(low, col + j, split_.low, code & ((1u << split_.low) - 1u));
           if (high != nullptr) put_code(high, col + j, split_.high, code >> split_.low);
           w_hat(i, j) = scaled_level(code, fit);
@@ -174,42 +178,58 @@ class ScalarCodec final : public Codec {
   }
 
   // `u` has the shift taken off.
-  unsigned code_of(float u, const GroupFit& fit) const {
-    const float scale = fit.scale[o_.sides == 2 && u < 0 ? 1 : 0];
-    return o_.table.nearest(scale == 0 ? 0 : u / scale);
+  void choose_codes(std::span<const float> u, const GroupFit& fit, uint8_t* chosen) const {
+    if (o_.sides == 1) {
+      const auto n = static_cast<int64_t>(u.size());
+      return table_nearest(o_.table, {u.data(), nullptr, n, fit.scale[0]}, chosen);
+    }
+    for (size_t j = 0; j < u.size(); ++j) {
+      table_nearest_ref(o_.table, {&u[j], nullptr, 1, fit.scale[u[j] < 0 ? 1 : 0]}, chosen + j);
+    }
   }
   float scaled_level(unsigned code, const GroupFit& fit) const {
     const float level = o_.table.level(code);
     return level * fit.scale[o_.sides == 2 && std::signbit(level) ? 1 : 0];
   }
 
-  // max|u| over the entries of a side.
-  static double largest(std::span<const float> u, int side, int sides) {
-    float low = 0, high = 0;
-    for (const float x : u) {
-      low = std::min(low, x);
-      high = std::max(high, x);
+  // The entries of a side; of one side all.
+  struct Side {
+    std::span<const float> u, weight;  // weight empty: all alike
+    int index = 0;
+    std::vector<float> own_u, own_weight;
+  };
+
+  Side take_side(std::span<const float> u, std::span<const float> weight, int index) const {
+    Side side{u, weight, index, {}, {}};
+    if (o_.sides == 1) return side;
+    for (size_t j = 0; j < u.size(); ++j) {
+      if ((u[j] < 0) != (index == 1)) continue;
+      side.own_u.push_back(u[j]);
+      if (!weight.empty()) side.own_weight.push_back(weight[j]);
     }
-    if (sides == 1) return std::max(-low, high);
-    return side == 0 ? high : -low;
+    side.u = side.own_u;
+    side.weight = side.own_weight;
+    return side;
   }
 
-  double absmax_scale(double magnitude, int side) const {
-    const double end = o_.sides == 1 ? std::max(o_.table.highest(), -o_.table.lowest())
-                                     : (side == 0 ? o_.table.highest() : -o_.table.lowest());
+  static double largest(std::span<const float> u) {
+    float largest = 0;
+    for (const float x : u) largest = std::max(largest, std::abs(x));
+    return largest;
+  }
+
+  double absmax_scale(const Side& side) const {
+    const float up = o_.table.highest(), down = -o_.table.lowest();
+    const double end = o_.sides == 1 ? std::max(up, down) : side.index == 0 ? up : down;
     // The rule of e8m0 rounds this down to a power of two.
-    return magnitude / (o_.scale == ScalarForm::kE8M0 ? std::exp2(std::ilogb(end)) : end);
+    return largest(side.u) / (o_.scale == ScalarForm::kE8M0 ? std::exp2(std::ilogb(end)) : end);
   }
 
-  double rule_scale(std::span<const float> u, int side) const {
-    if (o_.rule == ScaleRule::kAbsmax) return absmax_scale(largest(u, side, o_.sides), side);
-    double sum = 0, n = 0;
-    for (const float x : u) {
-      if (o_.sides == 2 && (x < 0) != (side == 1)) continue;
-      sum += static_cast<double>(x) * x;
-      n += 1;
-    }
-    return n > 0 ? std::sqrt(sum / n) : 0;
+  double rule_scale(const Side& side) const {
+    if (o_.rule == ScaleRule::kAbsmax) return absmax_scale(side);
+    double sum = 0;
+    for (const float x : side.u) sum += static_cast<double>(x) * x;
+    return side.u.empty() ? 0 : std::sqrt(sum / static_cast<double>(side.u.size()));
   }
 
   GroupFit fit_shifted(std::span<const float> w, std::span<const float> weight,
@@ -222,46 +242,46 @@ class ScalarCodec final : public Codec {
     }
     u.assign(w.begin(), w.end());
     for (float& x : u) x -= fit.shift;
-    for (int side = 0; side < o_.sides; ++side) {
-      const int64_t index = place * o_.sides + side;
-      const auto set = [&](GroupFit& to, double scale) {
-        to.stored_scale[side] = scales_.round(codes, index, scale);
-        to.scale[side] = scales_.value(codes, index, to.stored_scale[side]);
-      };
-      set(fit, rule_scale(u, side));
-      const double end = absmax_scale(largest(u, side, o_.sides), side);
-      if (!o_.clip_search || end == 0) continue;
-      const double rule = rule_scale(u, side);
-      GroupFit best = fit, candidate = fit;
-      double best_loss = loss(u, weight, best, side);
-      const auto attempt = [&](double scale) {
-        set(candidate, scale);
-        if (candidate.stored_scale == best.stored_scale) return;
-        const double candidate_loss = loss(u, weight, candidate, side);
-        if (candidate_loss < best_loss) {
-          best_loss = candidate_loss;
-          best = candidate;
-        }
-      };
-      if (o_.scale == ScalarForm::kE8M0) attempt(2 * end);
-      for (int i = 0; i < kClipSteps && o_.scale != ScalarForm::kE8M0; ++i) {
-        attempt(end * (1 - i / 100.0));
-        if (o_.rule != ScaleRule::kAbsmax) attempt(rule * (1 - i / 100.0));
-      }
-      fit = best;
+    for (int index = 0; index < o_.sides; ++index) {
+      const Side side = take_side(u, weight, index);
+      fit.stored_scale[index] = choose_scale(side, codes, place * o_.sides + index);
+      fit.scale[index] = scales_.value(codes, place * o_.sides + index, fit.stored_scale[index]);
     }
     return fit;
   }
 
-  // Over the entries of a side.
-  double loss(std::span<const float> u, std::span<const float> weight, const GroupFit& fit,
-              int side) const {
+  uint16_t choose_scale(const Side& side, const CodesView& codes, int64_t place) const {
+    const double rule = rule_scale(side);
+    uint16_t best = scales_.round(codes, place, rule);
+    if (!o_.clip_search || rule == 0) return best;
+    const double end = absmax_scale(side);
+    double best_loss = loss(side, scales_.value(codes, place, best));
+    const auto attempt = [&](double scale) {
+      const uint16_t candidate = scales_.round(codes, place, scale);
+      if (candidate == best) return;
+      const double candidate_loss = loss(side, scales_.value(codes, place, candidate));
+      if (candidate_loss < best_loss) {
+        best_loss = candidate_loss;
+        best = candidate;
+      }
+    };
+    if (o_.scale == ScalarForm::kE8M0) attempt(2 * end);
+    for (int i = 0; i < kClipSteps && o_.scale != ScalarForm::kE8M0; ++i) {
+      attempt(end * (1 - i / 100.0));
+      if (o_.rule != ScaleRule::kAbsmax) attempt(rule * (1 - i / 100.0));
+    }
+    return best;
+  }
+
+  double loss(const Side& side, float scale) const {
+    const auto n = static_cast<int64_t>(side.u.size());
+    const float* weight = side.weight.empty() ? nullptr : side.weight.data();
+    if (o_.norm == 2) return table_error(o_.table, {side.u.data(), weight, n, scale});
     double sum = 0;
-    for (size_t j = 0; j < u.size(); ++j) {
-      if (o_.sides == 2 && (u[j] < 0) != (side == 1)) continue;
-      const double distance = std::abs(u[j] - scaled_level(code_of(u[j], fit), fit));
-      sum += (weight.empty() ? 1.0 : weight[j]) *
-             (o_.norm == 2 ? distance * distance : std::pow(distance, o_.norm));
+    for (size_t j = 0; j < side.u.size(); ++j) {
+      const float level = o_.table.level(o_.table.nearest(scale == 0 ? 0 : side.u[j] / scale));
+      const double distance = std::abs(side.u[j] - level * scale);
+      sum += (weight == nullptr ? 1 : weight[j]) * std::pow(distance, o_.norm);
     }
     return sum;
   }
@@ -282,15 +302,18 @@ class ScalarCodec final : public Codec {
     double reach = 0;
     for (const float x : w) reach = std::max(reach, std::abs(x - middle));
     reach *= kEntropyReach;
+    std::vector<uint8_t> chosen(w.size());
+    std::vector<size_t> counts(size_t{1} << o_.table.bits());
     GroupFit best;
     double best_sum = 0;
     for (int step = -kEntropySteps; step <= kEntropySteps; ++step) {
       const GroupFit fit =
           fit_shifted(w, weight, codes, place, middle + reach * step / kEntropySteps, u);
-      std::array<int, 256> counts{};
-      for (const float x : u) ++counts[code_of(x, fit)];
+      choose_codes(u, fit, chosen.data());
+      std::fill(counts.begin(), counts.end(), 0);
+      for (const uint8_t code : chosen) ++counts[code];
       double sum = 0;
-      for (const int count : counts) sum += n_log_n[static_cast<size_t>(count)];
+      for (const size_t count : counts) sum += n_log_n[count];
       if (step == -kEntropySteps || sum < best_sum) {
         best_sum = sum;
         best = fit;

@@ -36,6 +36,7 @@ ScalarTable::ScalarTable(int bits, std::span<const float> levels) : bits_(bits) 
   std::sort(order.begin(), order.end(), [&](int a, int b) { return levels_[a] < levels_[b]; });
   n_distinct_ = static_cast<unsigned>(order.size());
   std::copy(order.begin(), order.end(), codes_.begin());
+  for (size_t r = 0; r < order.size(); ++r) ranked_levels_[r] = levels[order[r]];
   borders_.fill(std::numeric_limits<float>::infinity());
   for (size_t r = 0; r + 1 < order.size(); ++r) {
     borders_[r] = border(levels[order[r]], levels[order[r + 1]], order[r + 1] % 2 == 0);
@@ -60,6 +61,45 @@ void table_decode_row(const TableRow& row, float* dst) {
   if (isa == Isa::kAvx512 && is_whole_vectors) return table_decode_row_avx512(row, dst);
   if (isa >= Isa::kAvx2 && is_whole_vectors) return table_decode_row_avx2(row, dst);
   table_decode_row_ref(row, dst);
+}
+
+namespace {
+
+float unscaled(float u, float scale) { return scale == 0 ? 0 : u / scale; }
+
+}  // namespace
+
+void table_nearest_ref(const ScalarTable& table, const TableEntries& entries, uint8_t* codes) {
+  for (int64_t i = 0; i < entries.n; ++i) {
+    codes[i] = static_cast<uint8_t>(table.nearest(unscaled(entries.u[i], entries.scale)));
+  }
+}
+
+void table_nearest(const ScalarTable& table, const TableEntries& entries, uint8_t* codes) {
+  if (entries.n < 8 || kernels().isa < Isa::kAvx512) {
+    return table_nearest_ref(table, entries, codes);
+  }
+  table_nearest_avx512(table, entries, codes);
+}
+
+double table_error_ref(const ScalarTable& table, const TableEntries& entries) {
+  double lanes[16] = {};
+  for (int64_t i = 0; i < entries.n; ++i) {
+    const unsigned rank = table.rank_of(unscaled(entries.u[i], entries.scale));
+    const float product = table.ranked_levels()[rank] * entries.scale;
+    const double distance = entries.u[i] - product;
+    const double squared = distance * distance;
+    lanes[i % 16] += entries.weight == nullptr ? squared : entries.weight[i] * squared;
+  }
+  for (int width = 8; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  }
+  return lanes[0];
+}
+
+double table_error(const ScalarTable& table, const TableEntries& entries) {
+  return kernels().isa < Isa::kAvx512 ? table_error_ref(table, entries)
+                                      : table_error_avx512(table, entries);
 }
 
 }  // namespace quern

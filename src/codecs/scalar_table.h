@@ -28,20 +28,28 @@ class ScalarTable {
   float highest() const { return levels_[codes_[n_distinct_ - 1]]; }
 
   // The code of the level nearest to x; of two, the even code. NaN: the lowest.
-  unsigned nearest(float x) const {
+  unsigned nearest(float x) const { return codes_[rank_of(x)]; }
+
+  // Distinct levels by rank, [256], and the search among them: x is above borders()[r] if its rank
+  // is above r; infinite from the last rank on.
+  const float* ranked_levels() const { return ranked_levels_.data(); }
+  const float* borders() const { return borders_.data(); }
+  unsigned code_of_rank(unsigned rank) const { return codes_[rank]; }
+  unsigned rank_of(float x) const {
     unsigned rank = 0;
     for (unsigned step = 1u << (bits_ - 1); step != 0; step /= 2) {
       rank += x > borders_[rank + step - 1] ? step : 0;
     }
-    return codes_[rank];
+    return rank;
   }
 
  private:
   int bits_;
   unsigned n_distinct_ = 0;
-  alignas(64) std::array<float, 256> levels_{};   // by code
-  alignas(64) std::array<float, 256> borders_{};  // x above borders_[r]: a rank above r
-  std::array<uint8_t, 256> codes_{};              // by rank among the distinct levels
+  alignas(64) std::array<float, 256> levels_{};         // by code
+  alignas(64) std::array<float, 256> ranked_levels_{};  // by rank among the distinct levels
+  alignas(64) std::array<float, 256> borders_{};
+  std::array<uint8_t, 256> codes_{};  // by rank
 };
 
 // The streams of codes of `bits` bits.
@@ -71,5 +79,25 @@ void table_decode_row_avx512(const TableRow& row, float* dst);
 void table_decode_row_avx2(const TableRow& row, float* dst);
 // The fastest that can.
 void table_decode_row(const TableRow& row, float* dst);
+
+// Many entries that share a scale, at the nearest level to u / scale, of a scale of 0 to 0.
+struct TableEntries {
+  const float* u;       // [n]
+  const float* weight;  // [n] or null: all 1
+  int64_t n;
+  float scale;
+};
+
+// codes[i] = the code of entry i.
+void table_nearest_ref(const ScalarTable& table, const TableEntries& entries, uint8_t* codes);
+// Needs AVX-512.
+void table_nearest_avx512(const ScalarTable& table, const TableEntries& entries, uint8_t* codes);
+void table_nearest(const ScalarTable& table, const TableEntries& entries, uint8_t* codes);
+
+// sum_i weight_i (u_i - level_i * scale)^2, product and difference in float, the rest in double in
+// 16 lanes as in kernels.h, unfused.
+double table_error_ref(const ScalarTable& table, const TableEntries& entries);
+double table_error_avx512(const ScalarTable& table, const TableEntries& entries);
+double table_error(const ScalarTable& table, const TableEntries& entries);
 
 }  // namespace quern

@@ -69,6 +69,69 @@ void decode_row(const TableRow& row, float* dst) {
   }
 }
 
+// The ranks of 16 numbers.
+template <int kRegisters>
+__m512i ranks_of(__m512 x, const Lookup<kRegisters>& borders, int n_levels) {
+  __m512i rank = _mm512_setzero_si512();
+  for (int step = n_levels / 2; step != 0; step /= 2) {
+    const __m512 border = borders(_mm512_add_epi32(rank, _mm512_set1_epi32(step - 1)));
+    const __mmask16 is_above = _mm512_cmp_ps_mask(x, border, _CMP_GT_OQ);
+    rank = _mm512_mask_add_epi32(rank, is_above, rank, _mm512_set1_epi32(step));
+  }
+  return rank;
+}
+
+// Calls visit(first, mask, u, ranks) for each 16 of the entries.
+template <int kRegisters, class Visit>
+void for_ranks(const ScalarTable& table, const TableEntries& entries, const Visit& visit) {
+  const Lookup<kRegisters> borders(table.borders());
+  const __m512 scale = _mm512_set1_ps(entries.scale);
+  for (int64_t i = 0; i < entries.n; i += 16) {
+    const int64_t n = entries.n - i < 16 ? entries.n - i : 16;
+    const auto mask = static_cast<__mmask16>((1u << n) - 1);
+    const __m512 u = _mm512_maskz_loadu_ps(mask, entries.u + i);
+    const __m512 x = entries.scale == 0 ? _mm512_setzero_ps() : _mm512_div_ps(u, scale);
+    visit(i, mask, u, ranks_of(x, borders, 1 << table.bits()));
+  }
+}
+
+template <int kRegisters>
+void nearest(const ScalarTable& table, const TableEntries& entries, uint8_t* codes) {
+  for_ranks<kRegisters>(table, entries, [&](int64_t i, __mmask16 mask, __m512, __m512i ranks) {
+    _mm512_mask_cvtepi32_storeu_epi8(codes + i, mask, ranks);
+  });
+  for (int64_t i = 0; i < entries.n; ++i) {
+    codes[i] = static_cast<uint8_t>(table.code_of_rank(codes[i]));
+  }
+}
+
+template <int kRegisters>
+double squared_error(const ScalarTable& table, const TableEntries& entries) {
+  const Lookup<kRegisters> levels(table.ranked_levels());
+  const __m512 scale = _mm512_set1_ps(entries.scale);
+  __m512d low = _mm512_setzero_pd(), high = low;
+  for_ranks<kRegisters>(table, entries, [&](int64_t i, __mmask16 mask, __m512 u, __m512i ranks) {
+    const __m512 product = _mm512_mul_ps(levels(ranks), scale);
+    const __m512 distance = _mm512_maskz_sub_ps(mask, u, product);
+    const __m512d a = _mm512_cvtps_pd(_mm512_castps512_ps256(distance));
+    const __m512d b = _mm512_cvtps_pd(_mm512_extractf32x8_ps(distance, 1));
+    __m512d a_squared = _mm512_mul_pd(a, a), b_squared = _mm512_mul_pd(b, b);
+    if (entries.weight != nullptr) {
+      const __m512 weight = _mm512_maskz_loadu_ps(mask, entries.weight + i);
+      a_squared = _mm512_mul_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(weight)), a_squared);
+      b_squared = _mm512_mul_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(weight, 1)), b_squared);
+    }
+    low = _mm512_add_pd(low, a_squared);
+    high = _mm512_add_pd(high, b_squared);
+  });
+  alignas(64) double lanes[8];
+  _mm512_store_pd(lanes, _mm512_add_pd(low, high));
+  for (int width = 4; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  }
+  return lanes[0];
+}
+
 }  // namespace
 
 void table_decode_row_avx512(const TableRow& row, float* dst) {
@@ -84,6 +147,20 @@ void table_decode_row_avx512(const TableRow& row, float* dst) {
     default:
       return decode_row<1, false>(row, dst);
   }
+}
+
+void table_nearest_avx512(const ScalarTable& table, const TableEntries& entries, uint8_t* codes) {
+  if (table.bits() <= 4) return nearest<1>(table, entries, codes);
+  if (table.bits() == 5) return nearest<2>(table, entries, codes);
+  if (table.bits() == 6) return nearest<4>(table, entries, codes);
+  nearest<0>(table, entries, codes);
+}
+
+double table_error_avx512(const ScalarTable& table, const TableEntries& entries) {
+  if (table.bits() <= 4) return squared_error<1>(table, entries);
+  if (table.bits() == 5) return squared_error<2>(table, entries);
+  if (table.bits() == 6) return squared_error<4>(table, entries);
+  return squared_error<0>(table, entries);
 }
 
 }  // namespace quern

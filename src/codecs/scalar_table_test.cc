@@ -105,6 +105,30 @@ TEST(ScalarTable, EveryFastDecoderHasTheBitsOfTheReference) {
   }
 }
 
+TEST(ScalarTable, EveryFastSearchHasTheResultOfTheReference) {
+  if (!host_has(Isa::kAvx512)) GTEST_SKIP() << "no AVX-512";
+  Random random(3);
+  for (int bits = 1; bits <= 8; ++bits) {
+    const ScalarTable table(bits, random_levels(bits, random));
+    for (const int64_t n : {1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 100}) {
+      std::vector<float> u(static_cast<size_t>(n)), weight(u);
+      for (float& x : u) x = static_cast<float>(random.gaussian());
+      for (float& x : weight) x = static_cast<float>(random.uniform());
+      u[u.size() / 2] = u.size() % 2 == 0 ? 1e30f : 0;
+      for (const float scale : {0.0f, 0.3f, -0.3f, 1e-30f}) {
+        std::vector<uint8_t> expected(u.size()), got(u.size());
+        for (const bool is_weighted : {false, true}) {
+          const TableEntries entries{u.data(), is_weighted ? weight.data() : nullptr, n, scale};
+          table_nearest_ref(table, entries, expected.data());
+          table_nearest_avx512(table, entries, got.data());
+          EXPECT_EQ(got, expected) << bits << " bits, n " << n << ", scale " << scale;
+          EXPECT_EQ(table_error_avx512(table, entries), table_error_ref(table, entries));
+        }
+      }
+    }
+  }
+}
+
 TEST(StoredScalars, DynamicMapIsThatOfDoubleQuantisation) {
   const std::vector<float> map = dynamic_map();
   ASSERT_EQ(map.size(), 256u);

@@ -225,6 +225,17 @@ TEST(Table, TheSearchNeverLosesByItsOwnMeasure) {
   }
 }
 
+TEST(Table, ImportanceOfColumnsMovesTheSearch) {
+  const Matrix<float> w = gaussian_matrix(64, 64, 8);
+  std::vector<float> weight(64, 0.01f);
+  for (size_t j = 0; j < 16; ++j) weight[j] = 10;
+  for (const char* text : {"table(nf, 3, clip=search)", "table(lloyd, 2, clip=search, sides=2)",
+                           "float(e2m1, group=64, clip=search, norm=2.4)"}) {
+    EXPECT_LT(weighted_error(text, w, weight, true), 0.95 * weighted_error(text, w, weight, false))
+        << text;
+  }
+}
+
 TEST(Table, ErrorFallsWithEveryBit) {
   const Matrix<float> w = gaussian_matrix(16, 1024, 7);
   for (const char* levels : {"nf", "lloyd", "laplace"}) {

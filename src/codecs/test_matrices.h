@@ -62,6 +62,24 @@ inline double coding_error(const std::string& text, const Matrix<float>& w) {
   return mean_square_error(w, decode_matrix(**codec, code_matrix(**codec, w)));
 }
 
+// sum weight_j (w_ij - w_hat_ij)^2 of one group, where fit is told of the weights or not.
+inline double weighted_error(const std::string& text, const Matrix<float>& w,
+                             std::span<const float> weight, bool is_told) {
+  const auto codec = make_codec(text);
+  EXPECT_TRUE(codec) << text;
+  CodedMatrix codes = *CodedMatrix::create(**codec, w.rows(), w.cols());
+  Matrix<float> w_hat(w.rows(), w.cols());
+  (*codec)->fit(w.view(), is_told ? weight : std::span<const float>(), 0, 0, codes.mutable_view());
+  (*codec)->encode(w.view(), 0, 0, codes.mutable_view(), w_hat.view());
+  double sum = 0;
+  for (int64_t i = 0; i < w.rows(); ++i) {
+    for (int64_t j = 0; j < w.cols(); ++j) {
+      sum += weight[static_cast<size_t>(j)] * std::pow(double{w(i, j)} - w_hat(i, j), 2);
+    }
+  }
+  return sum;
+}
+
 inline double coded_bits(const std::string& text, int64_t n_out, int64_t n_in) {
   const auto codec = make_codec(text);
   EXPECT_TRUE(codec) << text;
