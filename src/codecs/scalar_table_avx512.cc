@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Up to 64 levels stay in registers and are looked up by permutes; more are gathered from memory.
+// Levels stay in registers and are looked up by permutes: up to 64 as floats, more as bytes. The
+// search for nearest levels gathers more than 64 borders from memory.
 #include "codecs/bit_stream_avx512.h"
 #include "codecs/scalar_table.h"
 
@@ -33,10 +34,71 @@ class Lookup {
   __m512 levels_[kRegisters == 0 ? 1 : kRegisters];
 };
 
-template <int kRegisters, bool kIsSplit>
+// 256 levels as one or two pairs of byte tables: 64 codes are looked up at once, byte by byte of
+// their levels. kHalves is 1 where the lower half of every level is zero, as of 8-bit floats.
+template <int kHalves>
+class ByteLookup {
+ public:
+  explicit ByteLookup(const float* levels) {
+    alignas(64) uint8_t bytes[256];
+    for (int p = 0; p < kPlanes; ++p) {
+      for (int i = 0; i < 256; i += 16) {
+        const __m512i bits = _mm512_load_si512(levels + i);
+        const __m512i byte = _mm512_srli_epi32(bits, static_cast<unsigned>(24 - 8 * p));
+        _mm_store_si128(reinterpret_cast<__m128i*>(bytes + i), _mm512_cvtepi32_epi8(byte));
+      }
+      for (int r = 0; r < 4; ++r) tables_[p][r] = _mm512_load_si512(bytes + 64 * r);
+    }
+  }
+
+  void look_up(__m512i codes) {
+    const __mmask64 is_upper = _mm512_movepi8_mask(codes);
+    for (int p = 0; p < kPlanes; ++p) {
+      const __m512i lower = _mm512_permutex2var_epi8(tables_[p][0], codes, tables_[p][1]);
+      const __m512i upper = _mm512_permutex2var_epi8(tables_[p][2], codes, tables_[p][3]);
+      found_[p] = _mm512_mask_mov_epi8(lower, is_upper, upper);
+    }
+  }
+
+  // Of the last look-up.
+  __m512 quarter(int q) const {
+    __m512i bits = _mm512_setzero_si512();
+    for (int p = 0; p < kPlanes; ++p) {
+      const __m512i byte = quarter_avx512(found_[p], q);
+      bits = _mm512_or_si512(bits, _mm512_slli_epi32(byte, static_cast<unsigned>(24 - 8 * p)));
+    }
+    return _mm512_castsi512_ps(bits);
+  }
+
+ private:
+  static constexpr int kPlanes = 2 * kHalves;  // from the highest byte down
+  __m512i tables_[kPlanes][4];
+  __m512i found_[kPlanes];
+};
+
+// Up to 64 levels, with the same interface.
+template <int kRegisters>
+class SmallLookup {
+ public:
+  explicit SmallLookup(const float* levels) : lookup_(levels) {}
+  void look_up(__m512i codes) { codes_ = codes; }
+  __m512 quarter(int q) const { return lookup_(quarter_avx512(codes_, q)); }
+
+ private:
+  Lookup<kRegisters> lookup_;
+  __m512i codes_;
+};
+
+bool has_lower_halves(const float* levels) {
+  __m512i all = _mm512_setzero_si512();
+  for (int i = 0; i < 256; i += 16) all = _mm512_or_si512(all, _mm512_load_si512(levels + i));
+  return _mm512_test_epi32_mask(all, _mm512_set1_epi32(0xffff)) != 0;
+}
+
+template <class LevelLookup, bool kIsSplit>
 void decode_row(const TableRow& row, float* dst) {
   const CodeSplit split(row.bits);
-  const Lookup<kRegisters> lookup(row.levels);
+  LevelLookup lookup(row.levels);
   const CodeReaderAvx512 low(row.low, row.n, split.low);
   const CodeReaderAvx512 high(kIsSplit ? row.high : row.low, row.n, kIsSplit ? split.high : 1);
   int64_t group_end = 0, group_index = -1;
@@ -46,6 +108,7 @@ void decode_row(const TableRow& row, float* dst) {
     if constexpr (kIsSplit) {
       codes = _mm512_or_si512(codes, _mm512_slli_epi16(high.read(i), 4));  // at most 7 bits
     }
+    lookup.look_up(codes);
     for (int q = 0; q < 4 && i + 16 * q < row.n; ++q) {
       const int64_t at = i + 16 * q;
       if (at >= group_end) {
@@ -55,7 +118,7 @@ void decode_row(const TableRow& row, float* dst) {
         negative = _mm512_set1_ps(row.scales[group_index * row.sides + row.sides - 1]);
         if (row.shifts != nullptr) shift = _mm512_set1_ps(row.shifts[group_index]);
       }
-      const __m512 level = lookup(quarter_avx512(codes, q));
+      const __m512 level = lookup.quarter(q);
       const __mmask16 is_minus = _mm512_movepi32_mask(_mm512_castps_si512(level));
       __m512 result = _mm512_mul_ps(level, _mm512_mask_mov_ps(scale, is_minus, negative));
       if (row.shifts != nullptr) result = _mm512_add_ps(result, shift);
@@ -135,18 +198,16 @@ double squared_error(const ScalarTable& table, const TableEntries& entries) {
 }  // namespace
 
 void table_decode_row_avx512(const TableRow& row, float* dst) {
-  switch (row.bits) {
-    case 5:
-      return decode_row<2, true>(row, dst);
-    case 6:
-      return decode_row<4, true>(row, dst);
-    case 7:
-      return decode_row<0, true>(row, dst);
-    case 8:
-      return decode_row<0, false>(row, dst);
-    default:
-      return decode_row<1, false>(row, dst);
+  if (row.bits <= 4) return decode_row<SmallLookup<1>, false>(row, dst);
+  if (row.bits == 5) return decode_row<SmallLookup<2>, true>(row, dst);
+  if (row.bits == 6) return decode_row<SmallLookup<4>, true>(row, dst);
+  const bool is_split = row.bits == 7;
+  if (has_lower_halves(row.levels)) {
+    return is_split ? decode_row<ByteLookup<2>, true>(row, dst)
+                    : decode_row<ByteLookup<2>, false>(row, dst);
   }
+  return is_split ? decode_row<ByteLookup<1>, true>(row, dst)
+                  : decode_row<ByteLookup<1>, false>(row, dst);
 }
 
 void table_nearest_avx512(const ScalarTable& table, const TableEntries& entries, uint8_t* codes) {
