@@ -316,6 +316,19 @@ TEST(Solvers, SurviveSingularAndEmptyHessians) {
   EXPECT_EQ(plain.w_hat, solve("rtn(int(4, group=64))", w, {}).w_hat);
 }
 
+TEST(Solvers, MatricesNarrowerThanABlockAreCoded) {
+  for (const int64_t n : {1, 3, 7, 9, 20, 33}) {
+    const Matrix<float> w = gaussian(5, n, 23);
+    const Matrix<double> h = hessian(n, 200, 24);
+    for (const char* text : kSolvers) {
+      const Solved solved = solve(text, w, h.view());
+      EXPECT_NEAR(solved.report.loss, loss(w, solved.w_hat, h.view()), 1e-4 * solved.report.energy)
+          << text << ", " << n;
+      EXPECT_LT(solved.report.loss, solved.report.energy) << text << ", " << n;
+    }
+  }
+}
+
 TEST(Ldlq, RaisedDampingIsReportedAndNaNIsAnError) {
   const Matrix<float> w = gaussian(3, 32, 13);
   Matrix<double> indefinite = hessian(32, 100, 14);
