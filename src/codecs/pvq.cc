@@ -67,6 +67,7 @@ double expected_mse(int dim, int gain_bits, Wide n) {
 
 // The most pulses whose index takes `bits`; 0 if one is too many.
 int most_pulses(const std::vector<Wide>& counts, int dim, int bits) {
+  if (bits < 1) return 0;
   int pulses = 0;
   const Wide limit = bits >= 128 ? ~Wide{0} - 1 : Wide{1} << bits;
   while (pulses < PvqIndex::kMaxPulses &&
@@ -85,7 +86,7 @@ Shape best_shape(double bits, int dim, int gain_bits) {
     const int budget = static_cast<int>(std::floor(bits * d + 1e-6));
     for (int g = std::max(gain_bits, 0); g <= (gain_bits < 0 ? 6 : gain_bits); ++g) {
       const int pulses = most_pulses(counts, d, std::min(budget - g, 128));
-      if (budget - g < 0 || pulses == 0) continue;
+      if (pulses == 0) continue;
       const Wide n = counts[PvqIndex::place(d, pulses, PvqIndex::kMaxPulses)];
       const double mse = expected_mse(d, g, n);
       if (best.dim == 0 || mse < best.mse) best = {d, pulses, g, mse};
