@@ -184,6 +184,10 @@ void fit_static(const FeedbackTile& tile) {
 void fit_corrected(const FeedbackTile& tile, int64_t col) {
   const int64_t n = tile.n, n_in = tile.w.cols;
   const int64_t width = std::min(tile.codec.group_cols(n_in), n_in - col);
+  if (col == 0) {  // no errors yet
+    const auto first_group = tile.w.row_range(tile.first, n).col_range(0, width);
+    return tile.codec.fit(first_group, {}, tile.first, 0, tile.codes);
+  }
   const Matrix<float>& l_transposed = tile.feedback.l_transposed;
   Matrix<float> group(n, width), correction(width, n);  // correction: one column per row
   kernels().dot_tile(tile.error.row(tile.first), tile.error.stride, n, l_transposed.row(col), n_in,
