@@ -61,20 +61,23 @@ double form_of_rows(MatrixView<const float> a, MatrixView<const double> h, int64
     }
     return sum;
   }
+  // H is symmetric: what lies before the tile on the diagonal counts twice.
   AlignedVector<float> h_rows(static_cast<size_t>(kColTile * a.cols));
-  AlignedVector<float> product(static_cast<size_t>(n * kColTile));
+  AlignedVector<float> before(static_cast<size_t>(n * kColTile)), diagonal(before.size());
   for (int64_t c = 0; c < a.cols; c += kColTile) {
     const int64_t width = std::min(kColTile, a.cols - c);
     for (int64_t r = 0; r < width; ++r) {
-      std::transform(h.row(c + r), h.row(c + r) + a.cols, h_rows.data() + r * a.cols,
+      std::transform(h.row(c + r), h.row(c + r) + c + width, h_rows.data() + r * a.cols,
                      [](double value) { return static_cast<float>(value); });
     }
-    kernels().dot_tile(a.row(first), a.stride, n, h_rows.data(), a.cols, width, a.cols,
-                       product.data(), width);
+    kernels().dot_tile(a.row(first), a.stride, n, h_rows.data(), a.cols, width, c, before.data(),
+                       width);
+    kernels().dot_tile(a.row(first) + c, a.stride, n, h_rows.data() + c, a.cols, width, width,
+                       diagonal.data(), width);
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t r = 0; r < width; ++r) {
-        sum +=
-            static_cast<double>(product[static_cast<size_t>(i * width + r)]) * a(first + i, c + r);
+        const auto place = static_cast<size_t>(i * width + r);
+        sum += (2 * static_cast<double>(before[place]) + diagonal[place]) * a(first + i, c + r);
       }
     }
   }
