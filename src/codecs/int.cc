@@ -68,6 +68,7 @@ constexpr ClaimRow kClaims[] = {
 
 constexpr int kClipSteps = 80;  // p = 1 - i / 100
 constexpr int kZeroSteps = 20;
+constexpr double kNoLimit = std::numeric_limits<double>::infinity();
 constexpr double kSparseNorm = 0.7, kSparseBeta = 10;  // HQQ's
 
 // The nearest finite half.
@@ -218,10 +219,10 @@ class IntCodec final : public Codec {
     }
     Grid best = make_grid(low, high, 1.0);
     if (low == high) return best;
-    double shrink = 1, best_loss = clip_search_ ? loss(w, weight, best, norm_) : 0;
+    double shrink = 1, best_loss = clip_search_ ? loss(w, weight, best, norm_, kNoLimit) : 0;
     for (int i = 1; clip_search_ && i < kClipSteps; ++i) {
       const Grid grid = make_grid(low, high, 1.0 - i / 100.0);
-      const double candidate = loss(w, weight, grid, norm_);
+      const double candidate = loss(w, weight, grid, norm_, best_loss);
       if (candidate < best_loss) {
         best_loss = candidate;
         best = grid;
@@ -235,13 +236,13 @@ class IntCodec final : public Codec {
   Grid move_zero(std::span<const float> w, std::span<const float> weight, const Grid& grid,
                  double zero) const {
     Grid best = grid;
-    double best_loss = loss(w, weight, best, 1);
+    double best_loss = loss(w, weight, best, 1, kNoLimit);
     float before = std::numeric_limits<float>::quiet_NaN();
     for (int step = 0; step <= kZeroSteps; ++step) {
       const Grid moved{grid.scale, half_of(zero)};
       if (moved.zero == before) break;
       before = moved.zero;
-      const double moved_loss = loss(w, weight, moved, 1);
+      const double moved_loss = loss(w, weight, moved, 1, best_loss);
       if (moved_loss < best_loss) {
         best_loss = moved_loss;
         best = moved;
@@ -285,10 +286,11 @@ class IntCodec final : public Codec {
     return grid;
   }
 
+  // Stops where it reaches `limit`.
   double loss(std::span<const float> w, std::span<const float> weight, const Grid& grid,
-              double norm) const {
+              double norm, double limit) const {
     double sum = 0;
-    for (size_t j = 0; j < w.size(); ++j) {
+    for (size_t j = 0; j < w.size() && sum < limit; ++j) {
       const double distance = std::abs(w[j] - value(nearest_code(w[j], grid), grid));
       const double importance = weight.empty() ? 1 : weight[j];
       if (norm == 1 || norm == 2) {

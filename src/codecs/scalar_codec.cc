@@ -48,6 +48,9 @@ class ScalarCodec final : public Codec {
   }
 
   Result<std::vector<PlaneSpec>> planes(int64_t n_out, int64_t n_in) const override {
+    if (!checked_mul(n_out, groups(n_in) * o_.sides)) {
+      return error("{}: a matrix of {} x {} has too many groups", o_.spec, n_out, n_in);
+    }
     std::vector<PlaneSpec> planes = {
         {"codes", DType::kU8, {n_out, stream_bytes(n_in, split_.low)}}};
     if (split_.high > 0) {

@@ -156,6 +156,12 @@ TEST(Table, NestedScalesNeedALevelAtZero) {
   EXPECT_FALSE(make_codec("table(nf, 1)"));
 }
 
+TEST(Table, MoreGroupsThanCanBeCountedAreDeclined) {
+  const auto codec = *make_codec("table(nf, 4, group=1, scale=nested, sides=2)");
+  EXPECT_FALSE(codec->planes(int64_t{1} << 31, int64_t{1} << 31));
+  EXPECT_TRUE(codec->planes(int64_t{1} << 31, 1));
+}
+
 TEST(Table, TheLargestMagnitudeIsExactUpToItsScale) {
   const Matrix<float> w = gaussian_matrix(16, 64, 3);
   const auto codec = *make_codec("table(nf, 4)");
