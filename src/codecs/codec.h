@@ -102,6 +102,9 @@ class Codec {
 
   // Chooses what the whole matrix shares: a scale, a codebook. Called once, before all else.
   virtual void fit_matrix(const MatrixSource&, const MutableCodes&) const {}
+  // Whether fit and fit_matrix look at the importance of columns. Solvers that know it (the pivots
+  // of the Hessian, in the order of coding) pass it on to such codecs only.
+  virtual bool weighs_columns() const { return false; }
   // Chooses the side info of rows [row, row + w.rows) and columns [col, col + w.cols), one group.
   // `weight` holds one importance per column, or nothing.
   virtual void fit(MatrixView<const float> w, std::span<const float> weight, int64_t row,

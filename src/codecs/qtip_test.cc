@@ -320,6 +320,18 @@ TEST(Qtip, RowScalesFollowRowsOfDifferentSizes) {
   }
 }
 
+TEST(Qtip, ARowOfZerosStaysZeroAmongOthers) {
+  Matrix<float> w(16, 32), w_hat(16, 32);
+  Random random(6);
+  for (int64_t i = 0; i < 16 * 32; ++i) w.data()[i] = static_cast<float>(random.gaussian());
+  for (int64_t j = 0; j < 32; ++j) w(7, j) = 0;
+  const auto codec = *make_codec("qtip(3, state_bits=8)");
+  CodedMatrix codes = *CodedMatrix::create(*codec, 16, 32);
+  codec->fit_matrix({w.view()}, codes.mutable_view());
+  codec->encode(w.view(), 0, 0, codes.mutable_view(), w_hat.view());
+  for (int64_t j = 0; j < 32; ++j) EXPECT_EQ(w_hat(7, j), 0);
+}
+
 // Bounds: QTIP table 2 (12 state bits) and a sweep of the window at 2 bits, both within 1.5 %.
 TEST(Qtip, GaussianErrorIsThePublishedOne) {
   const std::pair<const char*, double> rows[] = {

@@ -47,6 +47,19 @@ Matrix<double> damped(MatrixView<const double> h, const std::vector<int64_t>& or
   return m;
 }
 
+// The pivots of columns [col, col + width) for codecs that look at them, else nothing.
+std::vector<float> importance(const Codec& codec, const Feedback& feedback, int64_t col,
+                              int64_t width) {
+  std::vector<float> weight;
+  if (!codec.weighs_columns()) return weight;
+  weight.resize(static_cast<size_t>(width));
+  for (size_t place = 0; place < feedback.order.size(); ++place) {
+    const int64_t column = feedback.order[place] - col;
+    if (column >= 0 && column < width) weight[static_cast<size_t>(column)] = feedback.d[place];
+  }
+  return weight;
+}
+
 // M (above the diagonal, D on it) becomes L in the rows above each diagonal block: X B = M solved
 // column by column. Within diagonal blocks M stays.
 void divide_by_diagonal_blocks(const Feedback& feedback, Matrix<double>& m) {
@@ -161,7 +174,8 @@ void code_with_feedback(const SolveInput& input, const Codec& codec, const Feedb
                         const std::function<void(const FeedbackTile&)>& code_tile) {
   Matrix<float> error(input.w.rows, input.w.cols);  // columns in coding order
   const MutableCodes codes = out.mutable_view();
-  codec.fit_matrix({input.w, {}, feedback.power}, codes);
+  const std::vector<float> weight = importance(codec, feedback, 0, input.w.cols);
+  codec.fit_matrix({input.w, weight, feedback.power}, codes);
   parallel_for(input.w.rows, rows_per_piece(codec), [&](int64_t begin, int64_t end) {
     code_tile({codec, feedback, input.w, begin, end - begin, codes, error.view()});
   });
@@ -176,8 +190,8 @@ void fit_static(const FeedbackTile& tile) {
   const int64_t n_in = tile.w.cols, group = tile.codec.group_cols(n_in);
   for (int64_t col = 0; col < n_in; col += group) {
     const int64_t width = std::min(group, n_in - col);
-    tile.codec.fit(tile.w.row_range(tile.first, tile.n).col_range(col, width), {}, tile.first, col,
-                   tile.codes);
+    tile.codec.fit(tile.w.row_range(tile.first, tile.n).col_range(col, width),
+                   importance(tile.codec, tile.feedback, col, width), tile.first, col, tile.codes);
   }
 }
 
@@ -200,7 +214,8 @@ void fit_corrected(const FeedbackTile& tile, int64_t col) {
     for (int64_t i = 0; i < n; ++i)
       group(i, c) = tile.w(tile.first + i, col + c) + correction(c, i);
   }
-  tile.codec.fit(group.view(), {}, tile.first, col, tile.codes);
+  tile.codec.fit(group.view(), importance(tile.codec, tile.feedback, col, width), tile.first, col,
+                 tile.codes);
 }
 
 }  // namespace quern
