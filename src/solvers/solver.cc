@@ -48,8 +48,8 @@ int64_t rows_per_piece(const Codec& codec) {
 
 namespace {
 
-constexpr int64_t kRowTile = 64;  // rows of A per piece of work
-constexpr int64_t kColTile = 64;  // rows of H converted at a time
+constexpr int64_t kRowTile = 128;  // rows of A per piece of work; each converts H once
+constexpr int64_t kColTile = 64;   // rows of H converted at a time
 
 // Sum over rows [first, first + n) of a_i^T H a_i.
 double form_of_rows(MatrixView<const float> a, MatrixView<const double> h, int64_t first,
