@@ -52,6 +52,7 @@ constexpr spec::ParamSpec kParams[] = {
 
 constexpr float kLargestScale = 65504;
 constexpr float kFarthest = 1e6f;  // in scales
+constexpr int64_t kMostElements = int64_t{1} << 56;
 constexpr float kOnes[kMaxCodebookDim] = {1, 1, 1, 1};
 
 class CodebookCodec final : public Codec {
@@ -92,6 +93,11 @@ class CodebookCodec final : public Codec {
     }
     planes.push_back({"scales", DType::kF16, {down, across}});
     if (rank_ > 0) planes.push_back({"basis", DType::kF16, {rank_, k_}});
+    for (const PlaneSpec& plane : planes) {
+      if (element_count(plane.shape).value_or(kMostElements + 1) > kMostElements) {
+        return error("{}: a matrix of {} x {} has too many groups", spec_, n_out, n_in);
+      }
+    }
     return planes;
   }
 

@@ -242,6 +242,12 @@ TEST(Codebook, OverheadIsAnEighthOfABitByDefault) {
   }
 }
 
+TEST(Codebook, MoreGroupsThanCanBeCountedAreDeclined) {
+  const auto codec = *make_codec("codebook(3, dim=4, rows=1, cols=4)");
+  EXPECT_FALSE(codec->planes(int64_t{1} << 31, int64_t{1} << 31));
+  EXPECT_TRUE(codec->planes(1024, 1024));
+}
+
 TEST(Codebook, CodesThatDoNotFitAreRefused) {
   for (const char* text :
        {"codebook(1.25)", "codebook(4, dim=4)", "codebook(2, dim=3)", "codebook(2.25, dim=4)",

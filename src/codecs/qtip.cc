@@ -51,6 +51,7 @@ constexpr std::string_view kCodeNames[] = {"mad1", "inst3", "mcg", "mul1", "mul1
 constexpr int kBlock = kQtipTile * kQtipTile;
 constexpr double kLargestScale = 1e37;
 constexpr float kFarthest = 1e6f;
+constexpr int64_t kMostTiles = int64_t{1} << 48;
 
 // By 2 bits - 2. std(k), measured with 65536 weights and 16 state bits to about .02, where the
 // error is flat; the codes of one weight agree, and a window of 12 bits would take .03 less.
@@ -89,6 +90,10 @@ class QtipCodec final : public Codec {
   int64_t group_cols(int64_t n_in) const override { return n_in; }
 
   Result<std::vector<PlaneSpec>> planes(int64_t n_out, int64_t n_in) const override {
+    const auto n_tiles = checked_mul(tiles(n_out), tiles(n_in));
+    if (!n_tiles || *n_tiles > kMostTiles) {
+      return error("{}: a matrix of {} x {} has too many tiles", spec_, n_out, n_in);
+    }
     std::vector<PlaneSpec> planes = {
         {"codes", DType::kU8, {tiles(n_out), tiles(n_in) * tile_bytes()}},
         {"scale", DType::kF32, {1}},

@@ -288,6 +288,10 @@ TEST(Qtip, PaddingAndSideInfoCount) {
             2048u);
 }
 
+TEST(Qtip, MoreTilesThanCanBeCountedAreDeclined) {
+  EXPECT_FALSE((*make_codec("qtip(4)"))->planes(int64_t{1} << 31, int64_t{1} << 31));
+}
+
 TEST(Qtip, HalfBitsNeedTwoWeightsAStep) {
   EXPECT_FALSE(make_codec("qtip(1.5)"));
   EXPECT_FALSE(make_codec("qtip(2.25, code=hyb)"));
