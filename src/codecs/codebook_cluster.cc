@@ -16,7 +16,7 @@ namespace {
 
 // Solves S y = x for a small symmetric S by Gaussian elimination; S is made regular beforehand.
 void solve(const double* s, int dim, const double* x, double* y) {
-  double a[kMaxCodebookDim][kMaxCodebookDim + 1];
+  double a[kMaxCodebookDim][kMaxCodebookDim + 1] = {};
   for (int i = 0; i < dim; ++i) {
     for (int j = 0; j < dim; ++j) a[i][j] = s[i * dim + j];
     a[i][dim] = x[i];

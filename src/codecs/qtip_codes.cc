@@ -90,6 +90,7 @@ std::span<const uint16_t> qtip_hyb_table() {
     }
     const double scale = kTableStd / std::sqrt(square - mean * mean);
     std::vector<uint16_t> halves;
+    halves.reserve(centres.size());
     for (const double c : centres) halves.push_back(float_to_f16(static_cast<float>(c * scale)));
     return halves;
   }();
