@@ -48,7 +48,8 @@ struct QtipStep {
 };
 using QtipStepFunction = void (*)(const QtipTrellis&, const QtipStep&);
 void qtip_step_ref(const QtipTrellis& trellis, const QtipStep& step);
-// Needs n_overlaps >= 16.
+// The fast ones need n_overlaps >= 16.
+void qtip_step_avx2(const QtipTrellis& trellis, const QtipStep& step);
 void qtip_step_avx512(const QtipTrellis& trellis, const QtipStep& step);
 QtipStepFunction qtip_step(const QtipTrellis& trellis);  // the fastest here
 

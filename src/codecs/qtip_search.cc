@@ -64,8 +64,16 @@ void qtip_step_ref(const QtipTrellis& trellis, const QtipStep& step) {
 }
 
 QtipStepFunction qtip_step(const QtipTrellis& trellis) {
-  return kernels().isa == Isa::kAvx512 && trellis.n_overlaps() >= 16 ? qtip_step_avx512
-                                                                     : qtip_step_ref;
+  if (trellis.n_overlaps() < 16) return qtip_step_ref;
+  switch (kernels().isa) {
+    case Isa::kAvx512:
+      return qtip_step_avx512;
+    case Isa::kAvx2:
+      return qtip_step_avx2;
+    case Isa::kRef:
+      break;
+  }
+  return qtip_step_ref;
 }
 
 float qtip_pass(const QtipTrellis& trellis, const QtipBlock& block, QtipStepFunction step,
