@@ -2,13 +2,12 @@
 // Nearest: 16 points at a time, each lane keeps its first best; the lowest index of the best lanes
 // wins. Decoder: 16 codes are cut out of the stream by one vpermb and one variable shift, and one
 // gather fetches the points of up to four bytes.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "codecs/codebook.h"
+#include "kernels/intrinsics.h"
 
 namespace quern {
 namespace {

@@ -155,7 +155,9 @@ TEST(Conformance, ExtremeWeightsAreCodedToFiniteNumbers) {
     w(4, 17) = 1e30f;
     const Matrix<float> decoded = decode(codec, encode(codec, w).codes);
     for (int64_t j = 0; j < w.cols(); ++j) {
-      if (codec.block_rows() == 1) EXPECT_EQ(decoded(0, j), 0) << "zeros stay zero";
+      if (codec.block_rows() == 1) {
+        EXPECT_EQ(decoded(0, j), 0) << "zeros stay zero";
+      }
       for (int64_t i = 1; i < w.rows(); ++i) EXPECT_TRUE(std::isfinite(decoded(i, j)));
     }
   });

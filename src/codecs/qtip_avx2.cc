@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The search of qtip_avx512.cc, 8 overlaps at a time.
-#include <immintrin.h>
-
 #include <cstring>
 
 #include "codecs/qtip.h"
+#include "kernels/intrinsics.h"
 
 namespace quern {
 namespace {

@@ -259,9 +259,9 @@ TEST(Trellis, EveryRowHasItsScale) {
 // What the long window and the beam are for. The published best at 2 bits is .0692 (QTIP and its
 // descendants, a 16-bit window and the full Viterbi search).
 TEST(SlowTrellis, BestPresetsComeCloserToTheBoundThanAnyPublished) {
-  EXPECT_LE(error_of("trellis(2, survivors=4096, rows=512)", 512, 512), 0.0670);
+  EXPECT_LE(error_of("trellis(2, survivors=8192, rows=512)", 512, 512), 0.0670);
   EXPECT_LE(error_of("trellis(3, survivors=4096, rows=512)", 512, 512), 0.0172);
-  EXPECT_LE(error_of("trellis(4, survivors=8192, rows=512)", 512, 256), 0.0043);
+  EXPECT_LE(error_of("trellis(4, survivors=16384, rows=512)", 512, 512), 0.0043);
 }
 
 }  // namespace
