@@ -39,6 +39,18 @@ void add_threads(CLI::App& app) {
       ->check(CLI::Range(0, 1024));
 }
 
+void add_evaluation(CLI::App& app, std::string& text, EvalOptions& options) {
+  app.add_option("--text,-f", text, "text file; default: the bundled evaluation text");
+  app.add_option("--ctx,-c", options.n_ctx, "tokens of a window")->check(CLI::Range(4, 1 << 24));
+  app.add_option("--windows,--chunks", options.max_windows, "score only the first windows; 0: all");
+  app.add_option_function<std::string>(
+         "--protocol",
+         [&options](const std::string& name) { options.protocol = *protocol_from_name(name); },
+         "bos_windows: BOS before each window, all scored; strided: no BOS; second_half: BOS, "
+         "second half scored")
+      ->check(CLI::IsMember({"bos_windows", "strided", "second_half"}));
+}
+
 void add_json(CLI::App& app, bool& json) {
   app.add_flag("--json", json, "machine-readable output");
 }

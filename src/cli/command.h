@@ -33,6 +33,8 @@ Action declare_bench(CLI::App& app);
 void add_model(CLI::App& app, std::string& model);  // positional or -m
 void add_threads(CLI::App& app);                    // -t, applied by parsing
 void add_json(CLI::App& app, bool& json);
+// --text, --ctx, --windows, --protocol
+void add_evaluation(CLI::App& app, std::string& text, EvalOptions& options);
 
 // True once the user pressed Ctrl-C; commands stop at the next safe point. A second one kills.
 bool interrupted();

@@ -10,6 +10,7 @@
 #include "cli/compress_options.h"
 #include "eval/speed.h"
 #include "model/generate.h"
+#include "recipe/presets.h"
 #include "recipe/recipe.h"
 
 namespace quern::cli {
@@ -192,8 +193,8 @@ Result<Row> compress_one(const CompareOptions& o, const std::string& text, Progr
                          std::optional<Corpus>& corpus) {
   QUERN_ASSIGN(const Recipe recipe, Recipe::load(text));
   Row row;
-  row.recipe = recipe.canonical();
-  row.path = output_folder(o, row.recipe);
+  row.recipe = find_recipe_preset(text) != nullptr ? text : recipe.canonical();
+  row.path = output_folder(o, recipe.canonical());
   std::error_code problem;
   if (std::filesystem::exists(row.path, problem)) return row;
   std::filesystem::create_directories(o.work, problem);
@@ -270,9 +271,7 @@ Action declare_compare(CLI::App& app) {
   o->work = default_work_folder();
   add_model(app, o->model);
   app.add_option("--recipes", o->recipes, "recipes, separated by ';'")->required();
-  app.add_option("--text,-f", o->text, "evaluation text; default: the bundled one");
-  app.add_option("--ctx,-c", o->eval.n_ctx, "tokens of a window")->check(CLI::Range(4, 1 << 24));
-  app.add_option("--windows,--chunks", o->eval.max_windows, "score only the first windows; 0: all");
+  add_evaluation(app, o->text, o->eval);
   add_calibration(app, o->compress);
   app.add_option("--work", o->work, "where compressed models are kept");
   app.add_option("-p,--prompt", o->prompt, "also continue this text greedily with each model");

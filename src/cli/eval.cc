@@ -20,20 +20,14 @@ void print_details(const ModelFiles& files, const EvalResult& result) {
 
 Action declare_eval(CLI::App& app) {
   struct Options {
-    std::string model, base, text, protocol = "bos_windows";
+    std::string model, base, text;
     EvalOptions eval;
     bool json = false;
   };
   const auto o = std::make_shared<Options>();
   add_model(app, o->model);
-  app.add_option("--text,-f", o->text, "text file; default: the bundled evaluation text");
   app.add_option("--base", o->base, "model to measure the divergence from");
-  app.add_option("--ctx,-c", o->eval.n_ctx, "tokens of a window")->check(CLI::Range(4, 1 << 24));
-  app.add_option("--windows,--chunks", o->eval.max_windows, "score only the first windows; 0: all");
-  app.add_option("--protocol", o->protocol,
-                 "bos_windows: BOS before each window, all scored; strided: no BOS; second_half: "
-                 "BOS, second half scored")
-      ->check(CLI::IsMember({"bos_windows", "strided", "second_half"}));
+  add_evaluation(app, o->text, o->eval);
   add_threads(app);
   add_json(app, o->json);
   app.footer("Example:\n  quern eval out --text wiki.txt --ctx 1024 --base models/tiny --json");
@@ -47,7 +41,6 @@ Action declare_eval(CLI::App& app) {
     QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o->model));
     const std::vector<Token> ids = tokenizer->tokenize(text);
     ProgressBar bar(o->json);
-    o->eval.protocol = *protocol_from_name(o->protocol);
     o->eval.n_ctx = std::min(o->eval.n_ctx, model->desc().n_context);
     o->eval.proceed = [&](double done) {
       bar.show(done, "eval");
@@ -61,14 +54,14 @@ Action declare_eval(CLI::App& app) {
       json["bytes"] = files.weight_bytes();
       json["bpw"] = files.bpw();
       json["linear_bpw"] = files.linear_bpw();
-      json["protocol"] = o->protocol;
+      json["protocol"] = protocol_name(o->eval.protocol);
       json["ctx"] = o->eval.n_ctx;
       json["text"] = o->text.empty() ? "bundled" : valid_utf8(o->text);
       fmt::print("{}\n", json.dump());
       return {};
     }
     fmt::print("perplexity  {:.4f} +- {:.4f}  ({} tokens, {} windows of {})\n", result.ppl,
-               result.ppl_stderr, result.n_tokens, o->protocol, o->eval.n_ctx);
+               result.ppl_stderr, result.n_tokens, protocol_name(o->eval.protocol), o->eval.n_ctx);
     print_details(files, result);
     return {};
   };
