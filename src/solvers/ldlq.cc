@@ -73,9 +73,9 @@ class Ldlq final : public Solver {
     Matrix<float> past(n, kColBlock);        // feedback of the columns before b - lag
     Matrix<float> recent(kColBlock + 1, n);  // row r: the error of column b - lag + r
     std::vector<float> column(static_cast<size_t>(n)), target(static_cast<size_t>(n));
-    const auto keep = [&](int64_t j, const float* column_error) {  // of column j
+    const auto keep = [&tile](int64_t j, const float* column_error) {  // of column j
       if (j < 0) return;
-      for (int64_t i = 0; i < n; ++i) error(first + i, j) = column_error[i];
+      for (int64_t i = 0; i < tile.n; ++i) tile.error(tile.first + i, j) = column_error[i];
     };
     for (int64_t b = 0; b < w.cols; b += kColBlock) {
       const int64_t width = std::min(kColBlock, w.cols - b);
