@@ -4,7 +4,7 @@
 // Definition. A strip of `rows` rows is one stream. Its weights follow column after column, down
 // the rows of each: weight p = j * height + r is row r of column j. Weight p ends at bit
 // floor((p + 1) * bits), and its value is f(the 32 bits up to there), with f of trellis_code.h;
-// what lies before the stream is zero. Then w_hat = scale_r * value. Any rate from 1 to 4 bits in
+// what lies before the stream is zero. Then w_hat = scale_r * value. Any rate from 1 to 5 bits in
 // eighths: at 2.25 bits, weights add 2, 2, 2 and 3 bits in turn.
 //
 // Why so. A code that hashes a window comes near the rate-distortion bound as the window grows, and
@@ -44,14 +44,14 @@ namespace {
 using spec::ParamKind;
 
 constexpr spec::ParamSpec kParams[] = {
-    {"bits", ParamKind::kNumber, "", 1, 4, {}, "bits of a weight, in steps of 1/8"},
+    {"bits", ParamKind::kNumber, "", 1, 5, {}, "bits of a weight, in steps of 1/8"},
     {"survivors", ParamKind::kInt, "512", 1, 65536, {}, "paths that the search keeps"},
     {"rows", ParamKind::kInt, "256", 64, 4096, {}, "height of a strip, a multiple of 64"},
     {"spread", ParamKind::kNumber, "1", 0.25, 4, {}, "widens or shrinks the best scale"},
 };
 
 constexpr int64_t kHeightUnit = 64;
-constexpr int kRun = 8;           // weights that are decided together
+constexpr int kPeriod = 8;        // weights of 8 * bits bits together, a whole number
 constexpr float kLargest = 1024;  // targets beyond are far out of reach of the levels
 
 // 2^(-i / 16)
@@ -220,11 +220,11 @@ class TrellisColumnCoder final : public ColumnCoder {
         height_(static_cast<int64_t>(scales_.size())),
         writer_(codes.planes[0] + (codec.strip_of(codes, row).words -
                                    reinterpret_cast<const uint8_t*>(codes.planes[0])),
-                col * height_ / kRun * codec.code().eighths),
-        eighths_(codec.code().eighths),
-        search_(
-            codec.code(), codec.survivors(),
-            window_before(codec.strip_of(codes, row), col * height_ / kRun * codec.code().eighths)),
+                col * height_ / kPeriod * codec.code().eighths),
+        run_(codec.code().run()),
+        search_(codec.code(), codec.survivors(),
+                window_before(codec.strip_of(codes, row),
+                              col * height_ / kPeriod * codec.code().eighths)),
         column_(static_cast<size_t>(height_)),
         weights_(static_cast<size_t>(height_)) {
     double sum = 0;
@@ -236,11 +236,11 @@ class TrellisColumnCoder final : public ColumnCoder {
   }
 
   void push(const Column& column, float* error) override {
-    const bool has_before = search_.undecided() > 0;
-    for (int64_t r = 0; r < height_; r += kRun) {
+    const bool has_before = search_.has_undecided();
+    for (int64_t r = 0; r < height_; r += run_) {
       if (has_before) decide(r, error);
-      std::array<float, kRun> target{}, weight{};
-      for (int64_t i = r; i < std::min(r + kRun, n_rows_); ++i) {
+      std::array<float, kPeriod> target{}, weight{};
+      for (int64_t i = r; i < std::min(r + run_, n_rows_); ++i) {
         const auto at = static_cast<size_t>(i);
         const float before = has_before ? error[i] : 0;
         const float wanted = std::fma(column.coupling, before, column.target[i]);
@@ -250,14 +250,14 @@ class TrellisColumnCoder final : public ColumnCoder {
         weight[k] = weights_[at] * column.importance;
       }
       search_.extend(target.data(), weight.data());
-      for (int64_t i = r; i < std::min(r + kRun, n_rows_); ++i) {
+      for (int64_t i = r; i < std::min(r + run_, n_rows_); ++i) {
         column_[static_cast<size_t>(i)] = column.w[i];
       }
     }
   }
 
   void finish(float* error) override {
-    for (int64_t r = 0; r < height_; r += kRun) decide(r, error);
+    for (int64_t r = 0; r < height_; r += run_) decide(r, error);
   }
 
  private:
@@ -271,11 +271,12 @@ class TrellisColumnCoder final : public ColumnCoder {
     return static_cast<uint32_t>(wide >> (32 - bit % 32));
   }
 
-  // Decides the run of rows [r, r + 8) of the column before: its error is w - w_hat.
+  // Decides the run from row r on of the column before: its error is w - w_hat.
   void decide(int64_t r, float* error) {
-    int8_t values[kRun];
-    writer_.put(search_.decide(values), eighths_);
-    for (int64_t i = r; i < std::min(r + kRun, n_rows_); ++i) {
+    int8_t values[kPeriod];
+    const TrellisSearch::Run run = search_.decide(values);
+    writer_.put(run.bits, run.n_bits);
+    for (int64_t i = r; i < std::min(r + run_, n_rows_); ++i) {
       const auto at = static_cast<size_t>(i);
       error[i] = column_[at] - scales_[at] * static_cast<float>(values[i - r]);
     }
@@ -285,7 +286,7 @@ class TrellisColumnCoder final : public ColumnCoder {
   std::vector<float> scales_;
   int64_t height_;
   StreamWriter writer_;
-  int eighths_;
+  int run_;
   TrellisSearch search_;
   std::vector<float> column_, weights_;  // the column before; what an error of a row costs
 };
@@ -321,6 +322,7 @@ constexpr std::string_view kExamples[] = {
     "trellis(3, survivors=32, spread=0.9)",
     "trellis(3.875, survivors=8)",
     "trellis(4, survivors=24, rows=192)",
+    "trellis(4.625, survivors=8)",
 };
 
 }  // namespace
@@ -334,8 +336,8 @@ void trellis_decode_ref(const TrellisCode& code, const TrellisStrip& strip, int6
   };
   for (int64_t r = first; r < first + n; ++r) {
     for (int64_t j = 0; j < strip.n_in; ++j) {
-      const int64_t run = (j * strip.height + r) / kRun;
-      const int64_t end = run * code.eighths + code.end_bit(static_cast<int>(r % kRun) + 1);
+      const int64_t period = (j * strip.height + r) / kPeriod;
+      const int64_t end = period * code.eighths + code.end_bit(static_cast<int>(r % kPeriod) + 1);
       const uint64_t wide = word(end / 32 - 1) << 32 | word(end / 32);
       const auto window = static_cast<uint32_t>(wide >> (32 - end % 32));
       *dst++ = strip.scales[r] * static_cast<float>(code.value(window));
@@ -348,7 +350,7 @@ const CodecInfo trellis_codec_info = {
     .id = 2,
     .name = "trellis",
     .params = kParams,
-    .summary = "each weight hashed from 32 bits of a stream; 1 to 4 bits in eighths",
+    .summary = "each weight hashed from 32 bits of a stream; 1 to 5 bits in eighths",
     .make = [](const spec::Params& params) -> Result<std::unique_ptr<Codec>> {
       const double eighths = params.number("bits") * 8;
       if (eighths != std::floor(eighths)) {

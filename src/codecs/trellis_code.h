@@ -18,7 +18,7 @@
 namespace quern {
 
 struct TrellisCode {
-  int eighths;     // bits per weight, in eighths: 8 .. 32
+  int eighths;     // bits per weight, in eighths: 8 .. 40
   int level_bits;  // 6, 7 or 8
   int16_t multiplier_low, multiplier_high;
   float deviation;  // of the levels, in int8 units
@@ -29,6 +29,8 @@ struct TrellisCode {
   // Bits of the first `count` of 8 weights.
   int end_bit(int count) const { return count * eighths >> 3; }
   int step_bits(int i) const { return end_bit(i + 1) - end_bit(i); }  // of weight i of 8
+  // Weights that the search decides together: all that a window holds the bits of, 8 or 4.
+  int run() const { return eighths <= 32 ? 8 : 4; }
 
   int8_t value(uint32_t window) const {
     const int32_t u = static_cast<int16_t>(window) * multiplier_low +

@@ -11,7 +11,6 @@ namespace quern {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int kRun = 8;
 
 void resize(TrellisBeam& beam, int survivors) {
   const auto room = static_cast<size_t>(survivors) + 16;
@@ -64,7 +63,7 @@ TrellisSearch::TrellisSearch(const TrellisCode& code, int survivors, uint32_t st
   resize(beam_, survivors);
   resize(next_, survivors);
   int most_bits = 0;
-  for (int i = 0; i < kRun; ++i) most_bits = std::max(most_bits, code.step_bits(i));
+  for (int i = 0; i < 8; ++i) most_bits = std::max(most_bits, code.step_bits(i));
   costs_.resize((static_cast<size_t>(survivors) + 16) << most_bits);
   is_marked_.resize(static_cast<size_t>(survivors));
   beam_.n = 1;
@@ -75,11 +74,12 @@ TrellisSearch::TrellisSearch(const TrellisCode& code, int survivors, uint32_t st
 void TrellisSearch::extend(const float* target, const float* weight) {
   const auto step = kernels().isa == Isa::kAvx512 ? trellis_step_avx512 : trellis_step_ref;
   for (int i = 0; i < beam_.n; ++i) beam_.origin[static_cast<size_t>(i)] = static_cast<uint32_t>(i);
-  for (int i = 0; i < kRun; ++i) {
-    step(code_, {target[i], weight[i], code_.step_bits(i), survivors_}, beam_, next_, costs_.data(),
-         width_);
+  for (int i = 0; i < code_.run(); ++i) {
+    const int bits = code_.step_bits(next_extended_ + i);
+    step(code_, {target[i], weight[i], bits, survivors_}, beam_, next_, costs_.data(), width_);
     std::swap(beam_, next_);
   }
+  next_extended_ = (next_extended_ + code_.run()) % 8;
   Snapshot snapshot;
   if (!spare_.empty()) {
     snapshot = std::move(spare_.back());
@@ -118,7 +118,7 @@ bool TrellisSearch::agree_on_oldest() {
   return members_.size() == 1;
 }
 
-uint32_t TrellisSearch::decide(int8_t* values) {
+TrellisSearch::Run TrellisSearch::decide(int8_t* values) {
   const auto cheapest = static_cast<uint32_t>(
       std::min_element(beam_.cost.begin(), beam_.cost.begin() + beam_.n) - beam_.cost.begin());
   const uint32_t chosen = oldest_of(cheapest);
@@ -130,15 +130,19 @@ uint32_t TrellisSearch::decide(int8_t* values) {
     }
   }
   const uint32_t state = snapshots_.front().state[chosen];
-  const uint32_t mask = code_.eighths == 32 ? ~0u : (1u << code_.eighths) - 1;
-  const uint64_t run = static_cast<uint64_t>(decided_) << code_.eighths | (state & mask);
-  for (int i = 0; i < kRun; ++i) {
-    values[i] = code_.value(static_cast<uint32_t>(run >> (code_.eighths - code_.end_bit(i + 1))));
+  const int first_bit = code_.end_bit(next_decided_);
+  const int end = code_.end_bit(next_decided_ + code_.run()), n_bits = end - first_bit;
+  const auto bits = static_cast<uint32_t>(state & ((uint64_t{1} << n_bits) - 1));
+  const uint64_t path = static_cast<uint64_t>(decided_) << n_bits | bits;
+  for (int i = 0; i < code_.run(); ++i) {
+    const int later = end - code_.end_bit(next_decided_ + i + 1);
+    values[i] = code_.value(static_cast<uint32_t>(path >> later));
   }
-  decided_ = static_cast<uint32_t>(run);
+  decided_ = static_cast<uint32_t>(path);
+  next_decided_ = (next_decided_ + code_.run()) % 8;
   spare_.push_back(std::move(snapshots_.front()));
   snapshots_.pop_front();
-  return state & mask;
+  return {bits, n_bits};
 }
 
 }  // namespace quern

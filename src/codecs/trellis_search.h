@@ -6,9 +6,10 @@
 // windows differ never meet again, so no states are merged; with 512 survivors the error is that of
 // the full Viterbi search of a 16-bit window (65536 states) at a hundredth of its cost.
 //
-// A path is decided in runs of eight weights, the oldest undecided first: the run that the cheapest
-// survivor took is fixed, and survivors that took another are dropped. A survivor's window holds
-// the bits of its last run, so one snapshot of the beam per run is all that tracing back needs.
+// A path is decided in runs of eight weights (four above 4 bits), the oldest undecided first: what
+// the cheapest survivor took is fixed, and survivors that took another are dropped. A survivor's
+// window holds the bits of its last run, so one snapshot of the beam per run is all that tracing
+// back needs.
 //
 // The outcome is defined to the bit: costs are floats computed by one fused multiply-add, kept
 // candidates stand in the order of (bits, survivor), and the threshold comes from exact counts. All
@@ -35,7 +36,7 @@ struct TrellisBeam {
 // One weight: what to come close to, in units of the code's levels, and what an error costs.
 struct TrellisStep {
   float target, weight;
-  int bits;   // of this weight, 1 .. 4
+  int bits;   // of this weight, 1 .. 5
   int limit;  // survivors to keep
 };
 
@@ -81,11 +82,16 @@ class TrellisSearch {
   // `state` holds the 32 bits before the run.
   TrellisSearch(const TrellisCode& code, int survivors, uint32_t state);
 
-  // Eight weights more: targets in units of the levels, weights of their squared errors.
+  struct Run {
+    uint32_t bits;
+    int n_bits;
+  };
+
+  // code.run() weights more: targets in units of the levels, weights of their squared errors.
   void extend(const float* target, const float* weight);
-  int undecided() const { return static_cast<int>(snapshots_.size()); }  // runs of eight
-  // Decides the oldest undecided run: returns its code.eighths bits and writes its values.
-  uint32_t decide(int8_t* values);
+  bool has_undecided() const { return !snapshots_.empty(); }
+  // Decides the oldest undecided run and writes its values.
+  Run decide(int8_t* values);
 
  private:
   struct Snapshot {
@@ -96,7 +102,8 @@ class TrellisSearch {
 
   const TrellisCode& code_;
   int survivors_;
-  uint32_t decided_;  // the last 32 decided bits
+  uint32_t decided_;                          // the last 32 decided bits
+  int next_extended_ = 0, next_decided_ = 0;  // first weight of the next run, of 8
   float width_ = 0;
   TrellisBeam beam_, next_;
   AlignedVector<float> costs_;

@@ -28,7 +28,7 @@ std::vector<float> gaussian(size_t n, uint64_t seed, float deviation) {
 }
 
 TEST(TrellisCode, LevelsAreSymmetricAndSpreadAsStated) {
-  for (int eighths = 8; eighths <= 32; ++eighths) {
+  for (int eighths = 8; eighths <= 40; ++eighths) {
     const TrellisCode& code = trellis_code(eighths);
     const int n = 1 << code.level_bits;
     double energy = 0;
@@ -58,7 +58,7 @@ TEST(TrellisCode, LevelsAreSymmetricAndSpreadAsStated) {
 // The continuations of a path stand apart: no two of a window's 2^bits values share a level's
 // neighbourhood of 1 / 2^(bits + 1) of all levels.
 TEST(TrellisCode, ContinuationsOfAPathLieApart) {
-  for (const int bits : {1, 2, 3, 4}) {
+  for (const int bits : {1, 2, 3, 4, 5}) {
     const TrellisCode& code = trellis_code(8 * bits);
     Random random(7);
     for (int trial = 0; trial < 1000; ++trial) {
@@ -72,7 +72,7 @@ TEST(TrellisCode, ContinuationsOfAPathLieApart) {
 
 // With room for every path the search is exhaustive, and so is this loop over all of them.
 TEST(TrellisSearch, FindsTheCheapestOfAllPathsWhenNoneIsDropped) {
-  for (const int eighths : {8, 12, 13, 16}) {
+  for (const int eighths : {8, 12, 13, 16, 33}) {
     const TrellisCode& code = trellis_code(eighths);
     const std::vector<float> x = gaussian(8, 3, code.deviation);
     const std::vector<float> weight = {1, 0.5f, 2, 1, 1, 3, 0.1f, 1};
@@ -80,14 +80,15 @@ TEST(TrellisSearch, FindsTheCheapestOfAllPathsWhenNoneIsDropped) {
     TrellisSearch search(code, 1 << 16, start);
     search.extend(x.data(), weight.data());
     int8_t values[8];
-    const uint32_t found = search.decide(values);
+    const TrellisSearch::Run found = search.decide(values);
+    ASSERT_EQ(found.n_bits, code.end_bit(code.run()));
     double best = 1e30;
     uint32_t best_bits = 0;
-    for (uint32_t bits = 0; bits < 1u << eighths; ++bits) {
-      const uint64_t wide = static_cast<uint64_t>(start) << eighths | bits;
+    for (uint32_t bits = 0; bits < 1u << found.n_bits; ++bits) {
+      const uint64_t wide = static_cast<uint64_t>(start) << found.n_bits | bits;
       double cost = 0;
-      for (int i = 0; i < 8; ++i) {
-        const auto window = static_cast<uint32_t>(wide >> (eighths - code.end_bit(i + 1)));
+      for (int i = 0; i < code.run(); ++i) {
+        const auto window = static_cast<uint32_t>(wide >> (found.n_bits - code.end_bit(i + 1)));
         const double e = x[static_cast<size_t>(i)] - code.value(window);
         cost += weight[static_cast<size_t>(i)] * e * e;
       }
@@ -96,7 +97,7 @@ TEST(TrellisSearch, FindsTheCheapestOfAllPathsWhenNoneIsDropped) {
         best_bits = bits;
       }
     }
-    EXPECT_EQ(found, best_bits) << eighths;
+    EXPECT_EQ(found.bits, best_bits) << eighths;
   }
 }
 
@@ -129,12 +130,12 @@ TEST(TrellisSearch, OneSurvivorTakesTheNearestContinuation) {
 // Drives two implementations over the same numbers, ties, zero weights and far targets among them.
 TEST(TrellisSearch, EveryImplementationKeepsTheSameSurvivors) {
   if (!host_has(Isa::kAvx512)) GTEST_SKIP();
-  for (const int eighths : {8, 13, 16, 20, 24, 27, 32}) {
+  for (const int eighths : {8, 13, 16, 20, 24, 27, 32, 40}) {
     for (const int survivors : {1, 2, 15, 16, 17, 100, 512}) {
       const TrellisCode& code = trellis_code(eighths);
       const std::vector<float> x = gaussian(200, 9, 2 * code.deviation);
       TrellisBeam beams[2][2];
-      AlignedVector<float> costs((static_cast<size_t>(survivors) + 16) << 4);
+      AlignedVector<float> costs((static_cast<size_t>(survivors) + 16) << 5);
       float width[2] = {0, 0};
       for (auto& pair : beams) {
         for (TrellisBeam& beam : pair) {
@@ -172,7 +173,7 @@ TEST(TrellisSearch, EveryImplementationKeepsTheSameSurvivors) {
 TEST(Trellis, EveryDecoderHasTheBitsOfTheReference) {
   if (!host_has(Isa::kAvx512)) GTEST_SKIP();
   Random random(21);
-  for (int eighths = 8; eighths <= 32; ++eighths) {
+  for (int eighths = 8; eighths <= 40; ++eighths) {
     const TrellisCode& code = trellis_code(eighths);
     for (const int64_t height : {64, 192}) {
       for (const int64_t n_in : {1, 15, 16, 17, 40}) {
@@ -205,7 +206,8 @@ TEST(Trellis, WeighsItsBitsExactly) {
 
 TEST(Trellis, AcceptsRatesInEighthsOnly) {
   EXPECT_TRUE(make_codec("trellis(2.125)"));
-  for (const char* text : {"trellis(2.1)", "trellis(0.5)", "trellis(5)", "trellis(2, rows=100)"}) {
+  for (const char* text :
+       {"trellis(2.1)", "trellis(0.5)", "trellis(5.125)", "trellis(2, rows=100)"}) {
     EXPECT_FALSE(make_codec(text)) << text;
   }
 }
@@ -223,7 +225,7 @@ TEST(Trellis, ErrorFallsWithSurvivorsAndWithEveryEighthOfABit) {
     last = error;
   }
   last = 1;
-  for (int eighths = 8; eighths <= 32; ++eighths) {
+  for (int eighths = 8; eighths <= 40; ++eighths) {
     const double error =
         error_of(fmt::format("trellis({}, survivors=64)", eighths / 8.0).c_str(), 256, 96);
     EXPECT_LT(error, 0.95 * last) << eighths;

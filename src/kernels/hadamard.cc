@@ -239,7 +239,7 @@ Matrix<double> HadamardPlan::to_dense() const {
   const double size = 1 / std::sqrt(static_cast<double>(n_));
   for (int64_t i = 0; i < n_; ++i) {
     for (int64_t j = 0; j < n_; ++j) {
-      const int sign = signs_[static_cast<size_t>(i / inner * k_ + j / inner)];
+      const double sign = signs_[static_cast<size_t>(i / inner * k_ + j / inner)];
       const bool minus = std::popcount(static_cast<uint64_t>((i % inner) & (j % inner))) % 2 != 0;
       dense(i, j) = minus ? -sign * size : sign * size;
     }

@@ -263,7 +263,7 @@ std::string WeightStore::stored_name(const WeightId& id, Part part) const {
 
 // A model that quern wrote keeps a weight that was cut out of a shared tensor under its own name.
 WeightSource WeightStore::locate(const WeightId& id, Part part) const {
-  const WeightSource source = arch_->locate(model_, id, part);
+  WeightSource source = arch_->locate(model_, id, part);
   if (packed_.empty() || find(source) != nullptr) return source;
   WeightSource own;
   own.tensor = stored_name(id, part);

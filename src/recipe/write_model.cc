@@ -87,7 +87,7 @@ Status write_weights(const std::string& folder, const std::vector<Piece>& pieces
     const std::string name =
         fmt::format("model-{:05d}-of-{:05d}.safetensors", s + 1, starts.size());
     const std::span<const Piece> part(pieces.data() + starts[s], end - starts[s]);
-    QUERN_TRY(write_shard(folder + "/" + name, part));
+    QUERN_TRY(write_shard(fs::path(folder) / name, part));
     for (const Piece& piece : part) map[piece.spec.name] = name;
   }
   const Json index = {{"metadata", {{"total_size", total}}}, {"weight_map", std::move(map)}};
@@ -108,7 +108,7 @@ Status copy_companions(const std::string& from, const std::string& to) {
       continue;
     }
     QUERN_ASSIGN(const std::string content, read_file(entry.path().string(), kLargest));
-    QUERN_TRY(write_file_atomically(to + "/" + name, content));
+    QUERN_TRY(write_file_atomically(fs::path(to) / name, content));
   }
   if (problem) return error("{}: {}", from, problem.message());
   return {};
