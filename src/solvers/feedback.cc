@@ -118,6 +118,7 @@ Result<FeedbackOptions> read_feedback_options(std::string_view solver, const spe
   options.damping = params.number("damping");
   options.drift = params.number("drift");
   options.block = codec.block_cols();
+  options.strip = std::max(options.strip, codec.block_rows());
   if (params.word("order") == "act") options.order = ColumnOrder::kAct;
   options.is_static = params.word("groups") == "static" || options.order == ColumnOrder::kAct;
   if (options.order == ColumnOrder::kAct && params.word("groups") == "dynamic") {
@@ -136,21 +137,21 @@ size_t feedback_scratch_bytes(const FeedbackOptions& options, int64_t n_out, int
   return std::max(solving + drift / 4, drift);
 }
 
-Result<Feedback> factor_feedback(const SolveInput& input, const FeedbackOptions& options,
-                                 SolveReport& report) {
-  const int64_t n = input.w.cols;
+namespace {
+
+Result<Feedback> factor(MatrixView<const double> h, int64_t n, const FeedbackOptions& options,
+                        SolveReport& report) {
   Feedback feedback;
   feedback.block = options.block;
   feedback.order.resize(static_cast<size_t>(n));
   std::iota(feedback.order.begin(), feedback.order.end(), 0);
   feedback.l_transposed = Matrix<float>(n, n);
   feedback.d.assign(static_cast<size_t>(n), 1.0f);
-  const MatrixView<const double> h = input.hessian;
   double trace = 0;
   if (h.data != nullptr) {
     for (int64_t j = 0; j < n; ++j) trace += h(j, j);
   }
-  if (!(trace > 0)) {
+  if (trace == 0) {
     report.fallback = h.data == nullptr ? "no Hessian: rounded to nearest"
                                         : "Hessian is zero: rounded to nearest";
     return feedback;
@@ -169,18 +170,72 @@ Result<Feedback> factor_feedback(const SolveInput& input, const FeedbackOptions&
                kMaxDamping);
 }
 
+// Codes strip after strip from W + B^T E. `error` ends up in the natural order of columns.
+void code_two_sided(const SolveInput& input, const Codec& codec, const Feedback& feedback,
+                    const MutableCodes& codes,
+                    const std::function<void(const FeedbackTile&)>& code_tile,
+                    Matrix<float>& error) {
+  constexpr int64_t kRows = 8;  // of a strip that a thread takes, where the codec lets it
+  const int64_t n_out = input.w.rows, n_in = input.w.cols;
+  const Matrix<float>& l_transposed = feedback.outputs->l_transposed;
+  Matrix<float> wanted(n_out, n_in), missing(n_out, n_in);  // W + B^T E and what W_hat lacks of it
+  for (int64_t strip = 0, end = 0; strip < n_out; strip = end) {
+    end = feedback.outputs->block_end(strip);
+    parallel_for(end - strip, std::max(kRows, codec.block_rows()), [&](int64_t from, int64_t to) {
+      const int64_t first = strip + from, n = to - from;
+      for (int64_t r = first; r < first + n; ++r) {
+        std::copy(input.w.row(r), input.w.row(r) + n_in, wanted.row(r));
+      }
+      for (int64_t i = 0; i < strip; ++i) {
+        for (int64_t r = first; r < first + n; ++r) {
+          kernels().axpy(l_transposed(r, i), error.row(i), n_in, wanted.row(r));
+        }
+      }
+      code_tile({codec, feedback, wanted.view(), first, n, codes, missing.view()});
+      for (int64_t r = first; r < first + n; ++r) {
+        for (int64_t place = 0; place < n_in; ++place) {
+          const int64_t j = feedback.order[static_cast<size_t>(place)];
+          error(r, j) = missing(r, place) - (wanted(r, j) - input.w(r, j));
+        }
+      }
+    });
+  }
+}
+
+}  // namespace
+
+Result<Feedback> factor_feedback(const SolveInput& input, const FeedbackOptions& options,
+                                 SolveReport& report) {
+  QUERN_ASSIGN(Feedback feedback, factor(input.hessian, input.w.cols, options, report));
+  if (input.output_hessian.data != nullptr) {
+    FeedbackOptions rows = options;
+    rows.order = ColumnOrder::kNatural;
+    rows.block = options.strip;
+    SolveReport rows_report;  // the report's damping is that of H
+    QUERN_ASSIGN(Feedback outputs, factor(input.output_hessian, input.w.rows, rows, rows_report));
+    report.damping_raises += rows_report.damping_raises;
+    feedback.outputs = std::make_shared<const Feedback>(std::move(outputs));
+  }
+  return feedback;
+}
+
 void code_with_feedback(const SolveInput& input, const Codec& codec, const Feedback& feedback,
                         CodedMatrix& out, SolveReport& report,
                         const std::function<void(const FeedbackTile&)>& code_tile) {
   Matrix<float> error(input.w.rows, input.w.cols);  // columns in coding order
   const MutableCodes codes = out.mutable_view();
   const std::vector<float> weight = importance(codec, feedback, 0, input.w.cols);
-  codec.fit_matrix({input.w, weight, feedback.power}, codes);
-  parallel_for(input.w.rows, rows_per_piece(codec), [&](int64_t begin, int64_t end) {
-    code_tile({codec, feedback, input.w, begin, end - begin, codes, error.view()});
-  });
-  if (!std::is_sorted(feedback.order.begin(), feedback.order.end())) {
-    restore_order(feedback.order, error);
+  const float rows_power = feedback.outputs != nullptr ? feedback.outputs->power : 0;
+  codec.fit_matrix({input.w, weight, (1 + feedback.power) * (1 + rows_power) - 1}, codes);
+  if (feedback.outputs != nullptr) {
+    code_two_sided(input, codec, feedback, codes, code_tile, error);
+  } else {
+    parallel_for(input.w.rows, rows_per_piece(codec), [&](int64_t begin, int64_t end) {
+      code_tile({codec, feedback, input.w, begin, end - begin, codes, error.view()});
+    });
+    if (!std::is_sorted(feedback.order.begin(), feedback.order.end())) {
+      restore_order(feedback.order, error);
+    }
   }
   report.loss = quadratic_form(error.view(), input.hessian);
   report.energy = quadratic_form(input.w, input.hessian);

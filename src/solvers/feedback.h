@@ -7,11 +7,18 @@
 //     tr(E H E^T) = sum_k |eta_k|^2 in the metric B_k D_k B_k^T,   eta_k = E_k + sum_{i<k} E_i L_ik
 // over blocks k, so the target of block k is W_k + sum_{i<k} E_i L_ik. This is GPTQ's update of g
 // columns at once with the exact g x g triangular solve; the solve is done here, once a matrix.
+//
+// Two-sided (YAQA, arXiv 2505.22988). With an output Hessian H_O = M_O D_O M_O^T as well, the
+// target of a block is W + B^T E + E A + B^T E A with A = L - I, B = L_O - I over the blocks coded
+// so far. For strips of rows coded one after another that is feedback over columns as ever, from
+// weights W + B^T E in place of W: (W + B^T E) + (E + B^T E) A, where E + B^T E is what W_hat lacks
+// of them.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string_view>
 #include <vector>
 
@@ -44,7 +51,8 @@ struct FeedbackOptions {
   bool is_static = false;  // side info is fitted from W beforehand
   double damping = 0.01;
   double drift = 0;
-  int64_t block = 1;  // g
+  int64_t block = 1;   // g
+  int64_t strip = 16;  // rows that take no feedback from each other
 };
 
 // The options `order`, `groups` and `damping` of a call, or why they do not go together.
@@ -53,12 +61,13 @@ Result<FeedbackOptions> read_feedback_options(std::string_view solver, const spe
 
 // Rows and columns in coding order.
 struct Feedback {
-  Matrix<float> l_transposed;  // [n_in, n_in] row j holds L_ij for i < j
-  std::vector<float> d;        // D / mean(D)
-  float power = 0;             // mean over j of sum_{i<j} L_ij^2
-  double lambda = 0;           // what was added to the diagonal of H
-  std::vector<int64_t> order;  // coding order -> column
-  int64_t block = 1;           // g
+  Matrix<float> l_transposed;               // [n_in, n_in] row j holds L_ij for i < j
+  std::vector<float> d;                     // D / mean(D)
+  float power = 0;                          // mean over j of sum_{i<j} L_ij^2
+  double lambda = 0;                        // what was added to the diagonal of H
+  std::vector<int64_t> order;               // coding order -> column
+  int64_t block = 1;                        // g
+  std::shared_ptr<const Feedback> outputs;  // the same for H_O, a block a strip; null: identity
 
   // The end of the block that starts at place `begin` of the coding order.
   int64_t block_end(int64_t begin) const {

@@ -19,6 +19,10 @@ namespace quern {
 struct SolveInput {
   MatrixView<const float> w;         // [n_out, n_in]
   MatrixView<const double> hessian;  // H = X^T X / N [n_in, n_in]; empty: identity
+  // Weighs the errors of outputs against each other, H_O [n_out, n_out]; empty: identity. With it
+  // the solvers with feedback lower tr(H_O E H E^T) (YAQA, arXiv 2505.22988), at the price of two
+  // more matrices of the size of w and of strips of rows that wait for each other.
+  MatrixView<const double> output_hessian = {};
 };
 
 // What happened, for the stage's report. Numerical trouble is counted here, never silent.
