@@ -29,6 +29,7 @@ struct Row {
   std::string recipe, path;
   uint64_t bytes = 0;
   double bpw = 0, linear_bpw = 0;
+  double compress_seconds = 0;  // 0: not known
   EvalResult eval;
   SpeedResult speed;
   bool is_best = false;  // nothing is both smaller and closer to the original
@@ -72,6 +73,15 @@ std::string output_folder(const CompareOptions& o, const std::string& canonical)
                   canonical, o.compress.seed, text, text_changed, o.compress.corpus.n_samples,
                   o.compress.corpus.length, QUERN_VERSION);
   return fmt::format("{}/{}", o.work, digest_of(key));
+}
+
+// A compressed model says nothing of the time it took, so that the same recipe gives the same
+// bytes; it is kept beside the folder.
+std::string seconds_file(const std::string& path) { return path + ".seconds"; }
+
+double read_seconds(const std::string& path) {
+  const auto text = read_file(seconds_file(path), 64);
+  return text ? std::strtod(text->c_str(), nullptr) : 0;
 }
 
 // The rows' models; the first is the original.
@@ -133,6 +143,7 @@ Json to_json(const Row& row) {
   json["bytes"] = row.bytes;
   json["bpw"] = row.bpw;
   json["linear_bpw"] = row.linear_bpw;
+  if (row.compress_seconds > 0) json["compress_seconds"] = row.compress_seconds;
   json["prompt_tokens_per_second"] = row.speed.prompt_median;
   json["generated_tokens_per_second"] = row.speed.generated_median;
   json["pareto"] = row.is_best;
@@ -178,13 +189,15 @@ void print_samples(const CompareOptions& o, const std::vector<Row>& rows) {
 
 void print_csv(const std::vector<Row>& rows) {
   fmt::print(
-      "recipe,bytes,bpw,linear_bpw,ppl,stderr,kl_mean,kl_p99,top1,prompt_tokens_per_second,"
-      "generated_tokens_per_second,pareto\n");
+      "recipe,bytes,bpw,linear_bpw,compress_seconds,ppl,stderr,kl_mean,kl_p99,top1,"
+      "prompt_tokens_per_second,generated_tokens_per_second,pareto\n");
   for (const Row& row : rows) {
-    fmt::print("\"{}\",{},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.2f},{:.2f},{}\n",
-               row.recipe, row.bytes, row.bpw, row.linear_bpw, row.eval.ppl, row.eval.ppl_stderr,
-               row.eval.kl_mean, row.eval.kl_p99, row.eval.has_base ? row.eval.top1 : 1.0,
-               row.speed.prompt_median, row.speed.generated_median, row.is_best ? 1 : 0);
+    fmt::print(
+        "\"{}\",{},{:.6f},{:.6f},{:.1f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.2f},{:.2f},{}\n",
+        row.recipe, row.bytes, row.bpw, row.linear_bpw, row.compress_seconds, row.eval.ppl,
+        row.eval.ppl_stderr, row.eval.kl_mean, row.eval.kl_p99,
+        row.eval.has_base ? row.eval.top1 : 1.0, row.speed.prompt_median,
+        row.speed.generated_median, row.is_best ? 1 : 0);
   }
 }
 
@@ -196,7 +209,10 @@ Result<Row> compress_one(const CompareOptions& o, const std::string& text, Progr
   row.recipe = find_recipe_preset(text) != nullptr ? text : recipe.canonical();
   row.path = output_folder(o, recipe.canonical());
   std::error_code problem;
-  if (std::filesystem::exists(row.path, problem)) return row;
+  if (std::filesystem::exists(row.path, problem)) {
+    row.compress_seconds = read_seconds(row.path);
+    return row;
+  }
   std::filesystem::create_directories(o.work, problem);
   if (problem) return error("{}: {}", o.work, problem.message());
   CompressOptions options = o.compress;
@@ -218,6 +234,9 @@ Result<Row> compress_one(const CompareOptions& o, const std::string& text, Progr
   const auto result = compress(options);
   if (!result) return tl::unexpected(in_context(result.error(), row.recipe));
   for (const std::string& note : result->notes) bar.note("note  " + note);
+  row.compress_seconds = result->seconds;
+  QUERN_TRY(
+      write_file_atomically(seconds_file(row.path), fmt::format("{:.1f}\n", result->seconds)));
   return row;
 }
 

@@ -57,7 +57,7 @@ Json everything() {
 }
 
 // Codes Gaussian numbers with the named codec, or with every example of every codec.
-Status list_measures(const std::string& spec, bool as_json) {
+Status list_measures(const std::string& spec, bool as_json, bool as_csv) {
   std::vector<std::string> specs;
   if (!spec.empty()) {
     specs.push_back(spec);
@@ -67,7 +67,9 @@ Status list_measures(const std::string& spec, bool as_json) {
     }
   }
   Json list = Json::array();
-  if (!as_json) {
+  if (as_csv) {
+    fmt::print("codec,bits,mse,gap_db,encode_weights_per_second,decode_weights_per_second\n");
+  } else if (!as_json) {
     fmt::print("{:44} {:>7} {:>9} {:>6} {:>10} {:>10}\n", "codec", "bits", "mse", "gap dB",
                "encode/s", "decode/s");
   }
@@ -91,8 +93,14 @@ Status list_measures(const std::string& spec, bool as_json) {
                     {"encode_weights_per_second", m.encode_weights_per_second},
                     {"decode_weights_per_second", m.decode_weights_per_second}});
     if (as_json) continue;
-    fmt::print("{:44} {:7.4f} {:9.6f} {:6.2f} {:8.2f} M {:8.0f} M\n", codec->spec(), m.bits, m.mse,
-               m.gap_db, m.encode_weights_per_second / 1e6, m.decode_weights_per_second / 1e6);
+    if (as_csv) {
+      fmt::print("\"{}\",{:.6f},{:.7f},{:.3f},{:.3g},{:.3g}\n", codec->spec(), m.bits, m.mse,
+                 m.gap_db, m.encode_weights_per_second, m.decode_weights_per_second);
+    } else {
+      fmt::print("{:44} {:7.4f} {:9.6f} {:6.2f} {:8.2f} M {:8.0f} M\n", codec->spec(), m.bits,
+                 m.mse, m.gap_db, m.encode_weights_per_second / 1e6,
+                 m.decode_weights_per_second / 1e6);
+    }
     std::fflush(stdout);
   }
   if (as_json) fmt::print("{}\n", list.dump(1));
@@ -106,6 +114,7 @@ Action declare_list(CLI::App& app) {
     std::string what;
     bool json = false;
     bool measure = false;
+    bool csv = false;
     std::string spec;
   };
   const auto o = std::make_shared<Options>();
@@ -115,9 +124,10 @@ Action declare_list(CLI::App& app) {
   app.add_flag("--measure", o->measure,
                "code a million Gaussian numbers with every codec: bits, error, speed");
   app.add_option("--codec", o->spec, "measure this codec alone, as 'int(4, group=64)'");
+  app.add_flag("--csv", o->csv, "comma-separated measures");
   add_json(app, o->json);
   return [o]() -> Status {
-    if (o->measure || !o->spec.empty()) return list_measures(o->spec, o->json);
+    if (o->measure || !o->spec.empty()) return list_measures(o->spec, o->json, o->csv);
     const Json all = everything();
     if (o->json) {
       fmt::print("{}\n", (o->what.empty() ? all : all[o->what]).dump(1));
