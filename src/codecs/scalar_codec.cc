@@ -138,12 +138,8 @@ class ScalarCodec final : public Codec {
     std::vector<float> scales(static_cast<size_t>(n_groups * o_.sides));
     std::vector<float> shifts(has_shift() ? static_cast<size_t>(n_groups) : 0);
     for (int64_t i = row; i < row + n_rows; ++i, dst += codes.n_in) {
-      for (size_t k = 0; k < scales.size(); ++k) {
-        scales[k] = scales_.load(codes, i * n_groups * o_.sides + static_cast<int64_t>(k));
-      }
-      for (size_t k = 0; k < shifts.size(); ++k) {
-        shifts[k] = shifts_.load(codes, i * n_groups + static_cast<int64_t>(k));
-      }
+      scales_.load(codes, i * n_groups * o_.sides, n_groups * o_.sides, scales.data());
+      if (has_shift()) shifts_.load(codes, i * n_groups, n_groups, shifts.data());
       table_decode_row({stream(codes, 0, i, split_.low),
                         split_.high > 0 ? stream(codes, 1, i, split_.high) : nullptr,
                         o_.table.levels(), scales.data(), has_shift() ? shifts.data() : nullptr,

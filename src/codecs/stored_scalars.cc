@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "base/float_types.h"
 #include "codecs/small_float.h"
+#include "kernels/kernels.h"
 
 namespace quern {
 namespace {
@@ -180,6 +181,14 @@ float StoredScalars::load(const CodesView& codes, int64_t index) const {
     stored = std::to_integer<uint16_t>(plane[index]);
   }
   return value(codes, index, stored);
+}
+
+void StoredScalars::load(const CodesView& codes, int64_t index, int64_t n, float* dst) const {
+  if (form_ == ScalarForm::kF16) {
+    kernels().f16_to_float(codes.planes[first_plane_] + index * 2, n, dst);
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) dst[i] = load(codes, index + i);
 }
 
 }  // namespace quern

@@ -37,6 +37,8 @@ class StoredScalars {
 
   void store(const MutableCodes& codes, int64_t index, uint16_t stored) const;
   float load(const CodesView& codes, int64_t index) const;
+  // Of numbers [index, index + n); a half that is NaN becomes quiet.
+  void load(const CodesView& codes, int64_t index, int64_t n, float* dst) const;
 
  private:
   std::string stem_;

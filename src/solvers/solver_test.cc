@@ -80,6 +80,8 @@ const char* const kSolvers[] = {
     "ldlq(int(3, group=32), order=act)",
     "ldlq(int(2, group=48, clip=search), groups=static)",
     "ldlq(int(3, group=0))",
+    "ldlq(billm(64))",
+    "ldlq(billm(64, mean=true), order=act)",
     "block_ldlq(int(3, group=32))",
     "block_ldlq(int(2, group=48), descent=3)",
     "block_ldlq(int(3, group=32), order=act, descent=1)",
@@ -118,6 +120,11 @@ TEST(Solvers, FeedbackEqualsRoundingAtIdentity) {
               solve(fmt::format("rtn({})", codec), w, {}).w_hat)
         << codec;
   }
+  for (const char* codec : {"ternary(32)", "binary(scale=vectors)", "billm(64)", "dual(32)"}) {
+    EXPECT_EQ(solve(fmt::format("ldlq({})", codec), w, identity.view()).w_hat,
+              solve(fmt::format("rtn({})", codec), w, {}).w_hat)
+        << codec;
+  }
 }
 
 TEST(Solvers, FeedbackBeatsRoundingOnCorrelatedInputs) {
@@ -129,6 +136,19 @@ TEST(Solvers, FeedbackBeatsRoundingOnCorrelatedInputs) {
     const double act = solve(fmt::format("ldlq({}, order=act)", codec), w, h.view()).report.loss;
     EXPECT_LT(ldlq, 0.7 * rtn) << codec;
     EXPECT_LT(act, 0.7 * rtn) << codec;
+  }
+}
+
+// BiLLM's order of its parts: sign, two magnitudes, salient columns, saliency by the Hessian.
+TEST(Ldlq, EveryPartOfBillmPays) {
+  const Matrix<float> w = gaussian(64, 256, 20);
+  const Matrix<double> h = hessian(256, 2000, 21);
+  double last = HUGE_VAL;
+  for (const char* codec :
+       {"binary", "billm(salient=0, metric=magnitude)", "billm(metric=magnitude)", "billm"}) {
+    const double now = solve(fmt::format("ldlq({})", codec), w, h.view()).report.loss;
+    EXPECT_LT(now, last) << codec;
+    last = now;
   }
 }
 

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "codecs/bit_planes.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "codecs/magnitudes.h"
+#include "codecs/test_matrices.h"
+#include "kernels/kernels.h"
+
+namespace quern {
+namespace {
+
+TEST(BitPlanes, FastDecodersHaveTheBitsOfTheReference) {
+  Random random(1);
+  for (const int64_t n : {1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 257}) {
+    for (const int64_t group : {int64_t{16}, int64_t{48}, n}) {
+      for (int n_planes = 1; n_planes <= kMostBitPlanes; ++n_planes) {
+        // Exact allocations, so that a sanitizer sees any read past them.
+        std::vector<std::vector<uint8_t>> planes(static_cast<size_t>(n_planes));
+        BitPlaneRow row{{}, n_planes, nullptr, nullptr, n, group};
+        for (int p = 0; p < n_planes; ++p) {
+          auto& plane = planes[static_cast<size_t>(p)];
+          plane.resize(static_cast<size_t>((n + 7) / 8));
+          for (uint8_t& byte : plane) byte = static_cast<uint8_t>(random.next());
+          row.planes[p] = plane.data();
+        }
+        std::vector<float> levels(static_cast<size_t>(((n + group - 1) / group) << n_planes));
+        std::vector<float> factors(static_cast<size_t>(n));
+        for (float& level : levels) level = static_cast<float>(random.gaussian());
+        for (float& factor : factors) factor = static_cast<float>(random.uniform());
+        row.levels = levels.data();
+        for (const bool has_factors : {false, true}) {
+          row.factors = has_factors ? factors.data() : nullptr;
+          std::vector<float> expected(static_cast<size_t>(n)), got(expected);
+          bit_planes_decode_row_ref(row, expected.data());
+          if (host_has(Isa::kAvx2)) {
+            bit_planes_decode_row_avx2(row, got.data());
+            EXPECT_EQ(got, expected) << "AVX2, n " << n << ", " << n_planes << " planes";
+          }
+          if (host_has(Isa::kAvx512)) {
+            bit_planes_decode_row_avx512(row, got.data());
+            EXPECT_EQ(got, expected) << "AVX-512, n " << n << ", " << n_planes << " planes";
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(BitPlanes, MoreGroupsThanCanBeCountedAreDeclined) {
+  for (const char* text : {"ternary(1)", "binary(1)", "billm(1)", "dual(1)"}) {
+    const auto codec = *make_codec(text);
+    EXPECT_FALSE(codec->planes(int64_t{1} << 31, int64_t{1} << 31)) << text;
+    EXPECT_TRUE(codec->planes(1024, 1024)) << text;
+  }
+}
+
+double loss_of(const std::vector<WeighedValue>& values, const std::vector<double>& levels) {
+  double loss = 0;
+  for (const auto& [value, weight] : values) {
+    double nearest = HUGE_VAL;
+    for (const double level : levels) nearest = std::min(nearest, std::abs(value - level));
+    loss += weight * nearest * nearest;
+  }
+  return loss;
+}
+
+std::vector<WeighedValue> random_values(size_t n, Random& random) {
+  std::vector<WeighedValue> values(n);
+  for (WeighedValue& v : values) v = {random.gaussian(), random.uniform() + 0.01};
+  return values;
+}
+
+TEST(Magnitudes, NoOtherPairIsBetter) {
+  Random random(2);
+  for (const size_t n : {1u, 2u, 3u, 7u, 20u}) {
+    const std::vector<WeighedValue> values = random_values(n, random);
+    for (const InnerMagnitude kind : {InnerMagnitude::kFree, InnerMagnitude::kZero}) {
+      std::vector<WeighedValue> sorted = values;
+      const MagnitudeSplit split = split_magnitudes(sorted, kind);
+      const auto loss = [&](double inner, double outer) {
+        return loss_of(values, kind == InnerMagnitude::kFree
+                                   ? std::vector<double>{inner, -inner, outer, -outer}
+                                   : std::vector<double>{0, outer, -outer});
+      };
+      EXPECT_NEAR(split.loss, loss(split.inner, split.outer), 1e-12);
+      for (double outer = 0; outer < 4; outer += 0.05) {
+        for (double inner = 0; inner <= outer; inner += 0.05) {
+          EXPECT_LE(split.loss, loss(inner, outer) + 1e-12) << n << ": " << inner << ", " << outer;
+        }
+      }
+    }
+  }
+}
+
+TEST(Magnitudes, SumsAreThoseOfTheNearestLevels) {
+  Random random(3);
+  const std::vector<WeighedValue> values = random_values(50, random);
+  const SortedValues sorted(values);
+  for (int trial = 0; trial < 20; ++trial) {
+    std::array<double, 4> levels;
+    for (double& level : levels) level = random.gaussian();
+    const LevelSums sums = sorted.sums(levels);
+    EXPECT_NEAR(sums.loss, loss_of(values, {levels.begin(), levels.end()}), 1e-12);
+    for (size_t c = 0; c < 4; ++c) {
+      double weight = 0, sum = 0;
+      for (const WeighedValue& v : values) {
+        bool is_nearest = true;
+        for (const double level : levels) {
+          is_nearest &= std::abs(v.value - levels[c]) <= std::abs(v.value - level);
+        }
+        weight += is_nearest ? v.weight : 0;
+        sum += is_nearest ? v.weight * v.value : 0;
+      }
+      EXPECT_NEAR(sums.weight[c], weight, 1e-12);
+      EXPECT_NEAR(sums.sum[c], sum, 1e-12);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace quern
