@@ -253,9 +253,10 @@ void fit_static(const FeedbackTile& tile) {
 void fit_corrected(const FeedbackTile& tile, int64_t col) {
   const int64_t n = tile.n, n_in = tile.w.cols;
   const int64_t width = std::min(tile.codec.group_cols(n_in), n_in - col);
+  const std::vector<float> weight = importance(tile.codec, tile.feedback, col, width);
   if (col == 0) {  // no errors yet
     const auto first_group = tile.w.row_range(tile.first, n).col_range(0, width);
-    return tile.codec.fit(first_group, {}, tile.first, 0, tile.codes);
+    return tile.codec.fit(first_group, weight, tile.first, 0, tile.codes);
   }
   const Matrix<float>& l_transposed = tile.feedback.l_transposed;
   Matrix<float> group(n, width), correction(width, n);  // correction: one column per row
@@ -269,8 +270,7 @@ void fit_corrected(const FeedbackTile& tile, int64_t col) {
     for (int64_t i = 0; i < n; ++i)
       group(i, c) = tile.w(tile.first + i, col + c) + correction(c, i);
   }
-  tile.codec.fit(group.view(), importance(tile.codec, tile.feedback, col, width), tile.first, col,
-                 tile.codes);
+  tile.codec.fit(group.view(), weight, tile.first, col, tile.codes);
 }
 
 }  // namespace quern

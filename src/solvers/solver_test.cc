@@ -375,6 +375,22 @@ TEST(Solvers, SameBytesForAnyThreadCount) {
   set_thread_count(0);
 }
 
+// Nothing is corrected before the first group, so that fitting it when it is due is fitting it
+// beforehand, importance of columns included.
+TEST(Solvers, TheFirstGroupIsToldOfImportanceToo) {
+  const Matrix<float> w = gaussian(16, 64, 18);
+  const Matrix<double> h = hessian(64, 200, 19);
+  for (const char* solver : {"ldlq", "block_ldlq"}) {
+    const std::string call = std::string(solver) + "(codebook(2, dim=1, cols=0)";
+    EXPECT_EQ(solve(call + ", groups=dynamic)", w, h.view()).w_hat,
+              solve(call + ", groups=static)", w, h.view()).w_hat);
+    EXPECT_FALSE(
+        solve(call + ")", w, h.view()).w_hat ==
+        solve(std::string(solver) + "(codebook(2, dim=1, cols=0, weighted=false))", w, h.view())
+            .w_hat);
+  }
+}
+
 TEST(Solvers, WrongCallsAreRefusedWithTheChoices) {
   const auto unknown = make_solver(*spec::parse_call("gptq(int(4))"));
   ASSERT_FALSE(unknown);
