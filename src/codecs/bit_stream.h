@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Little-endian streams of codes of a fixed width, 1 to 8 bits: code i takes bits i * bits to
+// Little-endian streams of codes of a fixed width, 1 to 16 bits: code i takes bits i * bits to
 // (i + 1) * bits - 1, bit k of the stream being bit k % 8 of byte k / 8.
 #pragma once
 
@@ -21,6 +21,9 @@ inline void put_code(uint8_t* stream, int64_t i, int bits, unsigned code) {
   if (shift + bits > 8) {
     stream[byte + 1] = static_cast<uint8_t>((stream[byte + 1] & ~(mask >> 8)) | (field >> 8));
   }
+  if (shift + bits > 16) {
+    stream[byte + 2] = static_cast<uint8_t>((stream[byte + 2] & ~(mask >> 16)) | (field >> 16));
+  }
 }
 
 // Reads only the bytes that hold code i.
@@ -28,6 +31,7 @@ inline unsigned get_code(const uint8_t* stream, int64_t i, int bits) {
   const int64_t bit = i * bits;
   unsigned word = stream[bit / 8];
   if (bit % 8 + bits > 8) word |= static_cast<unsigned>(stream[bit / 8 + 1]) << 8;
+  if (bit % 8 + bits > 16) word |= static_cast<unsigned>(stream[bit / 8 + 2]) << 16;
   return (word >> (bit % 8)) & ((1u << bits) - 1u);
 }
 

@@ -160,6 +160,11 @@ class CodebookCodec final : public Codec {
     }
   }
 
+  int linear_parts() const override { return rank_ > 0 ? 0 : 1; }
+  std::unique_ptr<LinearPart> linear_part(int, const MutableCodes& codes) const override {
+    return std::make_unique<Points>(*this, codes);
+  }
+
   void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const override {
     const int64_t group = group_cols(codes.n_in), bytes = row_bytes(codes.n_in);
     const bool is_whole = group >= codes.n_in || group / dim_ * width_ % 8 == 0;
@@ -186,6 +191,54 @@ class CodebookCodec final : public Codec {
   }
 
  private:
+  // The points of all tables: [groups, k, dim].
+  class Points final : public LinearPart {
+   public:
+    Points(const CodebookCodec& codec, const MutableCodes& codes) : codec_(codec), codes_(codes) {}
+    std::vector<float> values() const override {
+      const int64_t size = codec_.k_ * codec_.dim_;
+      const int64_t groups = codec_.group_of(codes_.n_in, codes_.n_out - 1, codes_.n_in - 1) + 1;
+      std::vector<float> values(static_cast<size_t>(groups * size));
+      const auto* bytes = reinterpret_cast<const int8_t*>(codes_.planes[1]);
+      for (int64_t i = 0; i < groups * size; ++i) {
+        values[static_cast<size_t>(i)] = scale_of(codes_, i / size) * static_cast<float>(bytes[i]);
+      }
+      return values;
+    }
+    void decode(std::span<const float> values, int64_t row, int64_t n_rows,
+                float* dst) const override {
+      for (int64_t i = row; i < row + n_rows; ++i) {
+        for (int64_t j = 0; j < codes_.n_in; ++j) *dst++ = values[place(i, j)];
+      }
+    }
+    // Each weight is one of the values: the slope is one.
+    void gather(MatrixView<const float> g, int, std::span<double> sums) const override {
+      for (int64_t i = 0; i < g.rows; ++i) {
+        for (int64_t j = 0; j < g.cols; ++j) sums[place(i, j)] += g(i, j);
+      }
+    }
+    void store(std::span<const float> values) override {
+      const auto size = static_cast<size_t>(codec_.k_ * codec_.dim_);
+      for (size_t g = 0; g < values.size() / size; ++g) {
+        const std::vector<double> points(&values[g * size], &values[g * size] + size);
+        codec_.put_bytes(points.data(), static_cast<int64_t>(size), static_cast<int64_t>(g),
+                         codes_);
+      }
+    }
+
+   private:
+    size_t place(int64_t i, int64_t j) const {
+      const int64_t dim = codec_.dim_;
+      const auto* stream = reinterpret_cast<const uint8_t*>(codes_.planes[0]);
+      const unsigned code =
+          get_code(stream + i * codec_.row_bytes(codes_.n_in), j / dim, codec_.width_);
+      const int64_t point = codec_.group_of(codes_.n_in, i, j) * codec_.k_ + code;
+      return static_cast<size_t>(point * dim + j % dim);
+    }
+    const CodebookCodec& codec_;
+    MutableCodes codes_;
+  };
+
   struct Table {
     float scale;
     CodebookPoints points;  // in scales

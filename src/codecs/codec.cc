@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "codecs/codec.h"
 
+#include <cstring>
+
+#include "base/checked.h"
+
 namespace quern {
 
 #define QUERN_CODEC(name) extern const CodecInfo name##_codec_info;
@@ -9,6 +13,19 @@ namespace quern {
 
 size_t PlaneSpec::n_bytes() const {
   return static_cast<size_t>(*element_count(shape)) * static_cast<size_t>(dtype_bits(dtype)) / 8;
+}
+
+void Codec::copy_rows(std::span<const PlaneSpec> specs, const MutableCodes& from, int64_t row,
+                      int64_t n_rows, const MutableCodes& to) const {
+  for (size_t p = 0; p < specs.size(); ++p) {
+    const int64_t slices = specs[p].shape[0];
+    if (slices != from.n_out && slices != ceil_div(from.n_out, block_rows())) continue;
+    const int64_t rows = slices == from.n_out ? 1 : block_rows();
+    const size_t bytes = specs[p].n_bytes() / static_cast<size_t>(slices);
+    const size_t begin = static_cast<size_t>(row / rows) * bytes;
+    std::memcpy(to.planes[p] + begin, from.planes[p] + begin,
+                static_cast<size_t>(ceil_div(n_rows, rows)) * bytes);
+  }
 }
 
 std::span<const CodecInfo> codecs() {

@@ -82,6 +82,21 @@ class ColumnCoder {
   virtual void finish(float* error) = 0;
 };
 
+// A part of the side info in which, all else fixed, W_hat is linear: a codebook, the scales of
+// rows. Solvers refit it to given codes. It reads the planes when it is made.
+class LinearPart {
+ public:
+  virtual ~LinearPart() = default;
+  virtual std::vector<float> values() const = 0;  // as stored
+  // dst[n_rows, n_in]: rows of W_hat for these values in place of the stored, not rounded.
+  virtual void decode(std::span<const float> values, int64_t row, int64_t n_rows,
+                      float* dst) const = 0;
+  // sums[p] += sum over i, j of slope_p(i, j)^power g(i, j), where slope_p is how W_hat changes
+  // with value p; g [n_out, n_in], power 1 or 2.
+  virtual void gather(MatrixView<const float> g, int power, std::span<double> sums) const = 0;
+  virtual void store(std::span<const float> values) = 0;  // rounds
+};
+
 class Codec {
  public:
   virtual ~Codec() = default;
@@ -113,6 +128,23 @@ class Codec {
   // side info chosen before, and writes what they decode to.
   virtual void encode(MatrixView<const float> w, int64_t row, int64_t col,
                       const MutableCodes& codes, MatrixView<float> w_hat) const = 0;
+  // As encode, for one block and nearest in a metric: (w - w_hat) metric (w - w_hat)^T is to be
+  // small for each row. `metric` [w.cols, w.cols] is symmetric and positive. Codecs that know no
+  // better take the plain distance.
+  virtual void encode_block(MatrixView<const float> w, MatrixView<const float> /*metric*/,
+                            int64_t row, int64_t col, const MutableCodes& codes,
+                            MatrixView<float> w_hat) const {
+    encode(w, row, col, codes, w_hat);
+  }
+  // Copies what encode writes for rows [row, row + n_rows), whole strips, between planes of these
+  // specs: unless overridden, the slices of planes that have a row or a strip for first dimension.
+  virtual void copy_rows(std::span<const PlaneSpec> specs, const MutableCodes& from, int64_t row,
+                         int64_t n_rows, const MutableCodes& to) const;
+  // Parts of the side info that may be refitted, and number `i` of them. `codes` must outlive it.
+  virtual int linear_parts() const { return 0; }
+  virtual std::unique_ptr<LinearPart> linear_part(int /*i*/, const MutableCodes& /*codes*/) const {
+    return nullptr;
+  }
   // Whether columns are coded through column_coder, where a solver feeds errors back.
   virtual bool decides_late() const { return false; }
   // If so, a coder of the strip of `n_rows` rows from `row` on, to be pushed all n_in columns in

@@ -165,6 +165,17 @@ class OutliersCodec final : public Codec {
     }
   }
 
+  void copy_rows(std::span<const PlaneSpec> specs, const MutableCodes& from, int64_t row,
+                 int64_t n_rows, const MutableCodes& to) const override {
+    inner_->copy_rows(specs.first(specs.size() - (is_csr_ ? 3 : 2)), from, row, n_rows, to);
+    for (int64_t i = row; i < row + n_rows; ++i) {
+      const Slots slots = slots_of(from, i);
+      for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
+        store(to.planes.back(), slot, load<uint16_t>(from.planes.back(), slot));
+      }
+    }
+  }
+
   void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const override {
     inner_->decode(codes, row, n_rows, dst);
     const std::byte* values = codes.planes[codes.planes.size() - 1];
