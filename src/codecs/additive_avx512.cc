@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decoder: eight coordinates of a point are one load of 16 bytes of halves, or of 8 signed bytes.
-// (Two blocks in a vector of 16 are no faster: loads and their joining are the same.)
 #include "codecs/additive.h"
 #include "kernels/intrinsics.h"
 

@@ -5,7 +5,8 @@
 // Definition (feedback.h): H = M D M^T, L = M with its diagonal blocks B divided out on the right;
 //     w_hat_k = nearest( w_k + sum_{i<k} E_i L_ik )   for blocks k in order.
 // The division is the exact g x g solve; published code of GPTVQ divides by the diagonal alone. At
-// g = 1 this is ldlq. "Nearest" is plain: the metric B_k D_k B_k^T of the block is not looked at.
+// g = 1 this is ldlq. "Nearest" is meant in the metric S_k = B_k D_k B_k^T of the block where the
+// codec can, and plain otherwise.
 //
 // Order, damping and groups are those of ldlq; order=act keeps the columns of a block together. A
 // last block of fewer columns is the codec's to pad. Then `descent` sweeps code every block again
@@ -50,26 +51,27 @@ class BlockLdlq final : public Solver {
     SolveReport report;
     QUERN_ASSIGN(const Feedback feedback, factor_feedback(input, options_, report));
     std::unique_ptr<const Descent> descent;
+    CodedMatrix trial;
     if (sweeps_ > 0 && report.fallback.empty()) {
       descent = std::make_unique<Descent>(input.hessian, feedback);
     }
-    code_with_feedback(input, *codec_, feedback, out, report, [&](const FeedbackTile& tile) {
-      Matrix<float> targets = code_blocks(tile);
-      for (int64_t i = 0; descent != nullptr && i < sweeps_; ++i) {
-        if (!descent->sweep(tile, targets)) break;
-      }
-    });
+    const auto code_tile = [&](const FeedbackTile& tile) {
+      code_blocks(tile);
+      if (descent != nullptr) descent->run(tile, sweeps_, trial);
+    };
+    code_with_feedback(input, *codec_, feedback, out, report, code_tile,
+                       descent != nullptr ? &trial : nullptr);
     return report;
   }
 
  private:
-  // Codes all blocks of a tile, one after another. Returns what they were chosen for, by place.
-  Matrix<float> code_blocks(const FeedbackTile& tile) const {
+  // Codes all blocks of a tile, one after another.
+  void code_blocks(const FeedbackTile& tile) const {
     const auto& [codec, feedback, w, first, n, codes, error] = tile;
     const int64_t group = codec.group_cols(w.cols);
     const Matrix<float>& l = feedback.l_transposed;
     if (options_.is_static) fit_static(tile);
-    Matrix<float> targets(n, w.cols), w_hat(n, options_.block);
+    Matrix<float> target(n, options_.block), w_hat(n, options_.block);
     Matrix<float> past(n, feedback.chunk_width());    // feedback of what lies before the chunk
     Matrix<float> recent(feedback.chunk_width(), n);  // errors of the chunk, a column per row
     std::vector<float> column(static_cast<size_t>(n));
@@ -87,11 +89,11 @@ class BlockLdlq final : public Solver {
           for (int64_t r = chunk; r < b; ++r) {
             kernels().axpy(l(b + c, r), recent.row(r - chunk), n, column.data());
           }
-          for (int64_t i = 0; i < n; ++i) targets(i, b + c) = column[static_cast<size_t>(i)];
+          for (int64_t i = 0; i < n; ++i) target(i, c) = column[static_cast<size_t>(i)];
         }
         if (!options_.is_static && col % group == 0) fit_corrected(tile, col);
-        codec.encode(targets.view().col_range(b, width), first, col, codes,
-                     w_hat.view().col_range(0, width));
+        codec.encode_block(target.view().col_range(0, width), feedback.metric_of(b), first, col,
+                           codes, w_hat.view().col_range(0, width));
         for (int64_t i = 0; i < n; ++i) {
           for (int64_t c = 0; c < width; ++c) {
             error(first + i, b + c) = w(first + i, col + c) - w_hat(i, c);
@@ -100,7 +102,6 @@ class BlockLdlq final : public Solver {
         }
       }
     }
-    return targets;
   }
 
   std::string spec_;

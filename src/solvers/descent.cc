@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "solvers/descent.h"
 
+#include <algorithm>
+
 #include "kernels/kernels.h"
 #include "linalg/cholesky.h"
 
@@ -30,16 +32,13 @@ Matrix<float> inverse(Matrix<double> h) {
   return result;
 }
 
-bool is_zero(MatrixView<const float> a) {
-  for (int64_t i = 0; i < a.rows; ++i) {
-    for (int64_t j = 0; j < a.cols; ++j) {
-      if (a(i, j) != 0) return false;
-    }
-  }
-  return true;
-}
-
 }  // namespace
+
+// Codes that are equal to the tile's where no block is being coded.
+struct Descent::Trial {
+  const std::vector<PlaneSpec>& specs;
+  MutableCodes codes;
+};
 
 Descent::Descent(MatrixView<const double> hessian, const Feedback& feedback)
     : h_(hessian.rows, hessian.rows) {
@@ -52,33 +51,46 @@ Descent::Descent(MatrixView<const double> hessian, const Feedback& feedback)
   for (int64_t b = 0, e = 0; b < h_.rows(); b = e) {
     e = feedback.block_end(b);
     Matrix<double> block(e - b, e - b);
+    Matrix<float> metric(e - b, e - b);
     for (int64_t i = b; i < e; ++i) {
-      for (int64_t j = b; j < e; ++j) block(i - b, j - b) = at(i, j);
-      block(i - b, i - b) += feedback.lambda;
+      for (int64_t j = b; j < e; ++j) {
+        block(i - b, j - b) = at(i, j) + (i == j ? feedback.lambda : 0);
+        metric(i - b, j - b) = static_cast<float>(block(i - b, j - b));
+      }
     }
+    metrics_.push_back(std::move(metric));
     inverses_.push_back(inverse(std::move(block)));
   }
 }
 
 size_t Descent::scratch_bytes(int64_t n_in, int64_t block) {
-  return static_cast<size_t>(n_in * (n_in + block)) * sizeof(float);
+  return static_cast<size_t>(n_in * (n_in + 2 * block)) * sizeof(float);
 }
 
-bool Descent::sweep(const FeedbackTile& tile, Matrix<float>& targets) const {
+void Descent::run(const FeedbackTile& tile, int64_t sweeps, CodedMatrix& trial) const {
+  const Trial tried{trial.specs(), trial.mutable_view()};
+  tile.codec.copy_rows(tried.specs, tile.codes, tile.first, tile.n, tried.codes);
+  for (int64_t i = 0; i < sweeps; ++i) {
+    if (!sweep(tile, tried)) break;
+  }
+}
+
+// Codes every block of the tile again; whether any changed.
+bool Descent::sweep(const FeedbackTile& tile, const Trial& trial) const {
+  const Feedback& feedback = tile.feedback;
   const int64_t n = tile.n, n_in = tile.w.cols;
-  Matrix<float> gradient(n, tile.feedback.chunk_width());  // E H of the chunk's columns, as of now
-  Matrix<float> change(n, tile.feedback.block);            // of E, by the block
+  Matrix<float> gradient(n, feedback.chunk_width());  // E H of the chunk's columns, as of now
+  Matrix<float> change(n, feedback.block);            // of E, by the block
   bool any = false;
   size_t block = 0;
   for (int64_t chunk = 0, end = 0; chunk < n_in; chunk = end) {
-    end = tile.feedback.chunk_end(chunk);
+    end = feedback.chunk_end(chunk);
     kernels().dot_tile(tile.error.row(tile.first), tile.error.stride, n, h_.row(chunk), n_in,
                        end - chunk, n_in, gradient.data(), gradient.cols());
     for (int64_t b = chunk, e = 0; b < end; b = e, ++block) {
-      e = tile.feedback.block_end(b);
-      if (!descend(tile, block, b, gradient.view().col_range(b - chunk, e - b), targets, change)) {
+      e = feedback.block_end(b);
+      if (!descend(tile, trial, block, b, gradient.view().col_range(b - chunk, e - b), change))
         continue;
-      }
       any = true;
       for (int64_t i = 0; i < n; ++i) {
         for (int64_t c = b; c < e; ++c) {
@@ -93,9 +105,8 @@ bool Descent::sweep(const FeedbackTile& tile, Matrix<float>& targets) const {
 
 // Codes the block at places [begin, begin + gradient.cols) again. Returns whether any row changed,
 // and by how much, in `change`.
-bool Descent::descend(const FeedbackTile& tile, size_t block, int64_t begin,
-                      MatrixView<const float> gradient, Matrix<float>& targets,
-                      Matrix<float>& change) const {
+bool Descent::descend(const FeedbackTile& tile, const Trial& trial, size_t block, int64_t begin,
+                      MatrixView<const float> gradient, Matrix<float>& change) const {
   const int64_t n = tile.n, width = gradient.cols, first = tile.first;
   const int64_t col = tile.feedback.order[static_cast<size_t>(begin)];
   const Matrix<float>& inverse = inverses_[block];
@@ -108,7 +119,8 @@ bool Descent::descend(const FeedbackTile& tile, size_t block, int64_t begin,
       kernels().axpy(gradient(i, a), inverse.row(a), width, target.row(i));
     }
   }
-  tile.codec.encode(target.view(), first, col, tile.codes, w_hat.view());
+  tile.codec.encode_block(target.view(), metrics_[block].view(), first, col, trial.codes,
+                          w_hat.view());
   bool any = false;
   for (int64_t i = 0, rows = 0; i < n; i += rows) {
     rows = std::min(tile.codec.block_rows(), n - i);
@@ -118,18 +130,14 @@ bool Descent::descend(const FeedbackTile& tile, size_t block, int64_t begin,
       }
     }
     const auto strip_change = change.view().row_range(i, rows).col_range(0, width);
-    const auto strip_targets = targets.view().row_range(i, rows).col_range(begin, width);
-    const bool is_better = loss_change(begin, gradient.row_range(i, rows), strip_change) < 0;
-    if (is_better || is_zero(strip_change)) {
-      any = any || is_better;
+    if (loss_change(begin, gradient.row_range(i, rows), strip_change) < 0) {
+      any = true;
+      tile.codec.copy_rows(trial.specs, trial.codes, first + i, rows, tile.codes);
       for (int64_t r = i; r < i + rows; ++r) {
-        for (int64_t c = 0; c < width; ++c) {
-          tile.error(first + r, begin + c) += change(r, c);
-          targets(r, begin + c) = target(r, c);
-        }
+        for (int64_t c = 0; c < width; ++c) tile.error(first + r, begin + c) += change(r, c);
       }
-    } else {  // the codes as they were: coding is a function of the target
-      tile.codec.encode(strip_targets, first + i, col, tile.codes, w_hat.view().row_range(i, rows));
+    } else {
+      tile.codec.copy_rows(trial.specs, tile.codes, first + i, rows, trial.codes);
       for (int64_t r = i; r < i + rows; ++r) std::fill_n(change.row(r), width, 0.0f);
     }
   }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Coordinate descent on tr(E H E^T) after feedback (quip_tune_iters of QuIP#): every block is coded
-// once more with all others fixed, for
-//     w_k - E_k + (E H)_k H_kk^-1,
-// where the loss would be least if any point could be had. Nearest in the plain metric need not
-// lower tr(E H E^T), so a change is kept only if it does, strip by strip of the codec's rows.
+// Coordinate descent on tr(E H E^T) (quip_tune_iters of QuIP#, the beam search of AQLM): every
+// block is coded once more with all others fixed, for
+//     T_k = w_k - E_k + (E H)_k (H_kk + lambda I)^-1,
+// where the loss would be least if any point could be had, in the metric H_kk + lambda I where the
+// codec can. What lambda adds to the loss is lambda |change|^2. A change is kept only if it lowers
+// tr(E H E^T) itself, strip by strip of the codec's rows.
 #pragma once
 
 #include <cstdint>
@@ -15,23 +16,24 @@ namespace quern {
 
 class Descent {
  public:
-  // `lambda` of the feedback keeps H_kk regular.
+  // Of `feedback` the order, the blocks and lambda, which keeps H_kk regular.
   Descent(MatrixView<const double> hessian, const Feedback& feedback);
   static size_t scratch_bytes(int64_t n_in, int64_t block);
 
-  // Codes every block of the tile again; whether any changed. `targets` [n, n_in], by place, is
-  // what the present codes were chosen for.
-  bool sweep(const FeedbackTile& tile, Matrix<float>& targets) const;
+  // At most `sweeps` over all blocks of a tile that is coded, fewer if one changes nothing. `trial`
+  // has the side info that the matrix shares; what it holds of the tile's rows is overwritten.
+  void run(const FeedbackTile& tile, int64_t sweeps, CodedMatrix& trial) const;
 
  private:
-  bool descend(const FeedbackTile& tile, size_t block, int64_t begin,
-               MatrixView<const float> gradient, Matrix<float>& targets,
-               Matrix<float>& change) const;
+  struct Trial;
+  bool sweep(const FeedbackTile& tile, const Trial& trial) const;
+  bool descend(const FeedbackTile& tile, const Trial& trial, size_t block, int64_t begin,
+               MatrixView<const float> gradient, Matrix<float>& change) const;
   double loss_change(int64_t begin, MatrixView<const float> gradient,
                      MatrixView<const float> change) const;
 
-  Matrix<float> h_;                      // [n_in, n_in] by place
-  std::vector<Matrix<float>> inverses_;  // of H_kk + lambda I, by block
+  Matrix<float> h_;                                // [n_in, n_in] by place
+  std::vector<Matrix<float>> metrics_, inverses_;  // H_kk + lambda I, by block
 };
 
 }  // namespace quern

@@ -78,6 +78,18 @@ void divide_by_diagonal_blocks(const Feedback& feedback, Matrix<double>& m) {
   });
 }
 
+// S = B D B^T of the block at places [begin, end); B is unit upper triangular.
+void take_metric(const Matrix<double>& m, int64_t begin, int64_t end, Matrix<float>& metric) {
+  const auto b = [&](int64_t i, int64_t c) { return i == c ? 1.0 : m(i, c); };
+  for (int64_t i = begin; i < end; ++i) {
+    for (int64_t j = begin; j < end; ++j) {
+      double sum = 0;
+      for (int64_t c = std::max(i, j); c < end; ++c) sum += b(i, c) * m(c, c) * b(j, c);
+      metric(i, j - begin) = static_cast<float>(sum);
+    }
+  }
+}
+
 void take_factor(Matrix<double>& m, Feedback& feedback) {
   const int64_t n = m.rows();
   double power = 0, sum_d = 0;
@@ -91,6 +103,7 @@ void take_factor(Matrix<double>& m, Feedback& feedback) {
       }
       sum_d += m(j, j);
     }
+    take_metric(m, b, end, feedback.metric);
   }
   const auto columns = static_cast<double>(n);
   feedback.power = static_cast<float>(power / columns);
@@ -147,6 +160,11 @@ Result<Feedback> factor(MatrixView<const double> h, int64_t n, const FeedbackOpt
   std::iota(feedback.order.begin(), feedback.order.end(), 0);
   feedback.l_transposed = Matrix<float>(n, n);
   feedback.d.assign(static_cast<size_t>(n), 1.0f);
+  feedback.metric = Matrix<float>(n, options.block);
+  for (int64_t b = 0, end = 0; b < n; b = end) {
+    end = feedback.block_end(b);
+    for (int64_t j = b; j < end; ++j) feedback.metric(j, j - b) = 1;
+  }
   double trace = 0;
   if (h.data != nullptr) {
     for (int64_t j = 0; j < n; ++j) trace += h(j, j);
@@ -221,12 +239,14 @@ Result<Feedback> factor_feedback(const SolveInput& input, const FeedbackOptions&
 
 void code_with_feedback(const SolveInput& input, const Codec& codec, const Feedback& feedback,
                         CodedMatrix& out, SolveReport& report,
-                        const std::function<void(const FeedbackTile&)>& code_tile) {
+                        const std::function<void(const FeedbackTile&)>& code_tile,
+                        CodedMatrix* trial) {
   Matrix<float> error(input.w.rows, input.w.cols);  // columns in coding order
   const MutableCodes codes = out.mutable_view();
   const std::vector<float> weight = importance(codec, feedback, 0, input.w.cols);
   const float rows_power = feedback.outputs != nullptr ? feedback.outputs->power : 0;
   codec.fit_matrix({input.w, weight, (1 + feedback.power) * (1 + rows_power) - 1}, codes);
+  if (trial != nullptr) *trial = out;
   if (feedback.outputs != nullptr) {
     code_two_sided(input, codec, feedback, codes, code_tile, error);
   } else {

@@ -63,12 +63,17 @@ Result<FeedbackOptions> read_feedback_options(std::string_view solver, const spe
 struct Feedback {
   Matrix<float> l_transposed;               // [n_in, n_in] row j holds L_ij for i < j
   std::vector<float> d;                     // D / mean(D)
+  Matrix<float> metric;                     // [n_in, g] row j: of S_k = B_k D_k B_k^T, its block
   float power = 0;                          // mean over j of sum_{i<j} L_ij^2
   double lambda = 0;                        // what was added to the diagonal of H
   std::vector<int64_t> order;               // coding order -> column
   int64_t block = 1;                        // g
   std::shared_ptr<const Feedback> outputs;  // the same for H_O, a block a strip; null: identity
 
+  MatrixView<const float> metric_of(int64_t begin) const {
+    const int64_t width = block_end(begin) - begin;
+    return metric.view().row_range(begin, width).col_range(0, width);
+  }
   // The end of the block that starts at place `begin` of the coding order.
   int64_t block_end(int64_t begin) const {
     const auto n = static_cast<int64_t>(order.size());
@@ -102,9 +107,11 @@ Result<Feedback> factor_feedback(const SolveInput& input, const FeedbackOptions&
                                  SolveReport& report);
 
 // Lets `code_tile` code tiles of rows and fill in their errors, from many threads; weighs these.
+// `trial`, if given, becomes a copy of the codes as they are before the first tile.
 void code_with_feedback(const SolveInput& input, const Codec& codec, const Feedback& feedback,
                         CodedMatrix& out, SolveReport& report,
-                        const std::function<void(const FeedbackTile&)>& code_tile);
+                        const std::function<void(const FeedbackTile&)>& code_tile,
+                        CodedMatrix* trial = nullptr);
 size_t feedback_scratch_bytes(const FeedbackOptions& options, int64_t n_out, int64_t n_in);
 
 // Fits all groups of the tile from W.

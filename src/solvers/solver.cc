@@ -96,4 +96,16 @@ double quadratic_form(MatrixView<const float> a, MatrixView<const double> h) {
   return sum;
 }
 
+double coded_loss(const SolveInput& input, const Codec& codec, const CodedMatrix& codes) {
+  const MatrixView<const float> w = input.w;
+  Matrix<float> error(w.rows, w.cols);
+  parallel_for(w.rows, rows_per_piece(codec), [&](int64_t begin, int64_t end) {
+    codec.decode(codes.view(), begin, end - begin, error.row(begin));
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < w.cols; ++j) error(i, j) = w(i, j) - error(i, j);
+    }
+  });
+  return quadratic_form(error.view(), input.hessian);
+}
+
 }  // namespace quern

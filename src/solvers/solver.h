@@ -50,7 +50,7 @@ class Solver {
 
 struct SolverInfo {
   std::string_view name;
-  spec::ParamSpecs params;  // the first is the codec
+  spec::ParamSpecs params;  // the first is the codec, or a solver that has one
   std::string_view summary;
   Result<std::unique_ptr<Solver>> (*make)(const spec::Params& params);
 };
@@ -64,5 +64,8 @@ int64_t rows_per_piece(const Codec& codec);
 
 // tr(A H A^T); H empty: the squared Frobenius norm. Fixed order of summation, parallel.
 double quadratic_form(MatrixView<const float> a, MatrixView<const double> h);
+
+// tr(E H E^T) of a coded matrix.
+double coded_loss(const SolveInput& input, const Codec& codec, const CodedMatrix& codes);
 
 }  // namespace quern
