@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "base/digest.h"
+#include "base/file.h"
 #include "cli/command.h"
 #include "cli/compress_options.h"
 #include "eval/speed.h"
