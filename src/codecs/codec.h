@@ -156,6 +156,8 @@ class Codec {
   // dst[n_rows, n_in]: the values of rows [row, row + n_rows). Exact: the same bits from every
   // implementation. Any byte pattern in the planes is safe.
   virtual void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const = 0;
+  // Decoding any of these rows, from a multiple of this on, costs as much as decoding all.
+  virtual int64_t decode_unit() const { return 1; }
 };
 
 struct CodecInfo {

@@ -106,6 +106,7 @@ class OutliersCodec final : public Codec {
 
   std::string spec() const override { return spec_; }
   Claim claim() const override { return find_claim(kClaims, spec_, inner_->claim().bits); }
+  int64_t decode_unit() const override { return inner_->decode_unit(); }
   int64_t block_cols() const override { return inner_->block_cols(); }
   int64_t block_rows() const override { return inner_->block_rows(); }
   int64_t group_cols(int64_t n_in) const override { return inner_->group_cols(n_in); }

@@ -148,6 +148,8 @@ class TrellisCodec final : public Codec {
     }
   }
 
+  int64_t decode_unit() const override { return 16; }  // lanes of a vector
+
   const TrellisCode& code() const { return code_; }
   int survivors() const { return survivors_; }
   double bits() const { return code_.eighths / 8.0; }

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/checked.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
 
@@ -19,15 +20,17 @@ constexpr int64_t kMinRows = 8;
 // Below this many multiply-adds one piece is all the work: waking a thread costs more.
 constexpr int64_t kMinWork = 64 << 10;
 
-int64_t rows_decoded(int64_t n_in, int64_t n) {
+int64_t rows_decoded(const LinearWeight& weight, int64_t n) {
   const int64_t floats = n <= kFewTokens ? kDecodedForFew : kDecodedForMany;
-  return std::max(kMinRows, floats / std::max<int64_t>(1, n_in));
+  const int64_t rows = std::max(kMinRows, floats / std::max<int64_t>(1, weight.n_in));
+  return weight.codec == nullptr ? rows : round_up(rows, weight.codec->decode_unit());
 }
 
 int64_t rows_per_piece(const LinearWeight& weight, int64_t n) {
-  const int64_t by_cache = std::min<int64_t>(rows_decoded(weight.n_in, n), 64);
+  const int64_t unit = weight.codec == nullptr ? 1 : weight.codec->decode_unit();
+  const int64_t by_cache = std::min<int64_t>(rows_decoded(weight, n), 64);
   const int64_t by_work = kMinWork / std::max<int64_t>(1, n * weight.n_in);
-  return std::min(std::max(by_cache, by_work), weight.n_out);
+  return std::min(round_up(std::max(by_cache, by_work), unit), weight.n_out);
 }
 
 // y[:, first .. first + n_rows) for one piece of rows.
@@ -39,7 +42,7 @@ void linear_piece(const LinearWeight& weight, MatrixView<const float> x, int64_t
     k.dot_tile(x.data, x.stride, x.rows, rows, weight.n_in, n_rows, weight.n_in, y.data + first,
                y.stride);
   } else {
-    const int64_t step = rows_decoded(weight.n_in, x.rows);
+    const int64_t step = rows_decoded(weight, x.rows);
     thread_local AlignedVector<float> decoded;
     decoded.resize(static_cast<size_t>(std::min(step, n_rows) * weight.n_in));
     for (int64_t r = 0; r < n_rows; r += step) {
