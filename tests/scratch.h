@@ -56,7 +56,7 @@ inline std::map<std::string, std::string> files_of(const std::string& folder) {
   return files;
 }
 
-// Shared data of the workplace, or an empty path where there is none.
+// Reference models and texts in ../shared, or an empty path where there are none.
 inline std::string shared_path(std::string_view name) {
   const char* root = std::getenv("QUERN_SHARED");
   const std::string path =
