@@ -5,19 +5,12 @@
 
 #include <cmath>
 
-#include "base/random.h"
+#include "gaussian.h"
 
 namespace quern {
 namespace {
 
 constexpr int64_t kTokens = 700, kIn = 40, kOut = 9;
-
-Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t seed) {
-  Matrix<float> x(rows, cols);
-  Random random(seed);
-  for (int64_t i = 0; i < rows * cols; ++i) x.data()[i] = static_cast<float>(random.gaussian());
-  return x;
-}
 
 // What the original reads and what is read behind coded layers: a linear map of it, with noise.
 struct Pair {

@@ -10,17 +10,11 @@
 #include "base/random.h"
 #include "codecs/codebook_svd.h"
 #include "codecs/codec.h"
+#include "gaussian.h"
 #include "kernels/kernels.h"
 
 namespace quern {
 namespace {
-
-Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t seed) {
-  Matrix<float> w(rows, cols);
-  Random random(seed);
-  for (int64_t i = 0; i < rows * cols; ++i) w.data()[i] = static_cast<float>(random.gaussian());
-  return w;
-}
 
 struct Coded {
   CodedMatrix codes;

@@ -8,6 +8,7 @@
 
 #include "base/random.h"
 #include "codecs/codec.h"
+#include "gaussian.h"
 
 namespace quern {
 namespace {
@@ -16,13 +17,6 @@ struct Coded {
   CodedMatrix codes;
   Matrix<float> w_hat;  // as encode reported it
 };
-
-Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t seed) {
-  Matrix<float> w(rows, cols);
-  Random random(seed);
-  for (int64_t i = 0; i < rows * cols; ++i) w.data()[i] = static_cast<float>(random.gaussian());
-  return w;
-}
 
 Coded encode(const Codec& codec, const Matrix<float>& w) {
   Coded coded{*CodedMatrix::create(codec, w.rows(), w.cols()), Matrix<float>(w.rows(), w.cols())};

@@ -8,20 +8,16 @@
 #include <cmath>
 #include <string>
 
-#include "base/random.h"
 #include "codecs/codec.h"
+#include "gaussian.h"
 
 namespace quern {
 
 // Entries of mean square 1 exactly enough that an error needs no correction.
 inline Matrix<float> gaussian_matrix(int64_t rows, int64_t cols, uint64_t seed) {
-  Matrix<float> w(rows, cols);
-  Random random(seed);
+  Matrix<float> w = gaussian(rows, cols, seed);
   double sum = 0;
-  for (int64_t i = 0; i < rows * cols; ++i) {
-    w.data()[i] = static_cast<float>(random.gaussian());
-    sum += static_cast<double>(w.data()[i]) * w.data()[i];
-  }
+  for (int64_t i = 0; i < rows * cols; ++i) sum += static_cast<double>(w.data()[i]) * w.data()[i];
   const auto scale = static_cast<float>(1 / std::sqrt(sum / static_cast<double>(rows * cols)));
   for (int64_t i = 0; i < rows * cols; ++i) w.data()[i] *= scale;
   return w;

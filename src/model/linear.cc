@@ -20,17 +20,20 @@ constexpr int64_t kMinRows = 8;
 // Below this many multiply-adds one piece is all the work: waking a thread costs more.
 constexpr int64_t kMinWork = 64 << 10;
 
+int64_t decode_unit(const LinearWeight& weight) {
+  return weight.codec == nullptr ? 1 : weight.codec->decode_unit();
+}
+
 int64_t rows_decoded(const LinearWeight& weight, int64_t n) {
   const int64_t floats = n <= kFewTokens ? kDecodedForFew : kDecodedForMany;
   const int64_t rows = std::max(kMinRows, floats / std::max<int64_t>(1, weight.n_in));
-  return weight.codec == nullptr ? rows : round_up(rows, weight.codec->decode_unit());
+  return round_up(rows, decode_unit(weight));
 }
 
 int64_t rows_per_piece(const LinearWeight& weight, int64_t n) {
-  const int64_t unit = weight.codec == nullptr ? 1 : weight.codec->decode_unit();
   const int64_t by_cache = std::min<int64_t>(rows_decoded(weight, n), 64);
   const int64_t by_work = kMinWork / std::max<int64_t>(1, n * weight.n_in);
-  return std::min(round_up(std::max(by_cache, by_work), unit), weight.n_out);
+  return std::min(round_up(std::max(by_cache, by_work), decode_unit(weight)), weight.n_out);
 }
 
 // y[:, first .. first + n_rows) for one piece of rows.

@@ -9,17 +9,11 @@
 
 #include "base/parallel.h"
 #include "base/random.h"
+#include "gaussian.h"
 #include "solvers/refit.h"
 
 namespace quern {
 namespace {
-
-Matrix<float> gaussian(int64_t rows, int64_t cols, uint64_t seed) {
-  Matrix<float> w(rows, cols);
-  Random random(seed);
-  for (int64_t i = 0; i < rows * cols; ++i) w.data()[i] = static_cast<float>(random.gaussian());
-  return w;
-}
 
 // X^T X / N of correlated inputs whose channels differ in size by up to a factor of 30.
 Matrix<double> hessian(int64_t n, int64_t n_tokens, uint64_t seed) {
