@@ -145,8 +145,8 @@ Json to_json(const Row& row) {
   json["bpw"] = row.bpw;
   json["linear_bpw"] = row.linear_bpw;
   if (row.compress_seconds > 0) json["compress_seconds"] = row.compress_seconds;
-  json["prompt_tokens_per_second"] = row.speed.prompt_median;
-  json["generated_tokens_per_second"] = row.speed.generated_median;
+  json["prompt_tokens_per_second"] = row.speed.prompt.median();
+  json["generated_tokens_per_second"] = row.speed.generated.median();
   json["pareto"] = row.is_best;
   if (!row.sample.empty()) json["sample"] = row.sample;
   return json;
@@ -167,7 +167,7 @@ void print_table(const std::vector<Row>& rows, bool with_speed) {
       fmt::print(" {:>9} {:>7}", "-", "-");
     }
     if (with_speed) {
-      fmt::print(" {:9.0f} {:9.0f}", row.speed.prompt_median, row.speed.generated_median);
+      fmt::print(" {:9.0f} {:9.0f}", row.speed.prompt.median(), row.speed.generated.median());
     }
     fmt::print("\n");
   }
@@ -197,8 +197,8 @@ void print_csv(const std::vector<Row>& rows) {
         "\"{}\",{},{:.6f},{:.6f},{:.1f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.2f},{:.2f},{}\n",
         row.recipe, row.bytes, row.bpw, row.linear_bpw, row.compress_seconds, row.eval.ppl,
         row.eval.ppl_stderr, row.eval.kl_mean, row.eval.kl_p99,
-        row.eval.has_base ? row.eval.top1 : 1.0, row.speed.prompt_median,
-        row.speed.generated_median, row.is_best ? 1 : 0);
+        row.eval.has_base ? row.eval.top1 : 1.0, row.speed.prompt.median(),
+        row.speed.generated.median(), row.is_best ? 1 : 0);
   }
 }
 

@@ -24,6 +24,21 @@ int64_t piece(const Codec& codec, int64_t at_least) {
 
 }  // namespace
 
+void code_to_nearest(const Codec& codec, MatrixView<const float> w, const MutableCodes& codes,
+                     MatrixView<float> w_hat) {
+  const int64_t group = codec.group_cols(w.cols);
+  codec.fit_matrix({w}, codes);
+  parallel_for(w.rows, piece(codec, 1), [&](int64_t begin, int64_t end) {
+    for (int64_t col = 0; col < w.cols; col += group) {
+      const int64_t width = std::min(group, w.cols - col);
+      const auto part = w.row_range(begin, end - begin).col_range(col, width);
+      codec.fit(part, {}, begin, col, codes);
+      codec.encode(part, begin, col, codes,
+                   w_hat.row_range(begin, end - begin).col_range(col, width));
+    }
+  });
+}
+
 Result<CodecMeasure> measure(const Codec& codec, const MeasureOptions& options) {
   const int64_t n_out = options.n_out, n_in = options.n_in, n = n_out * n_in;
   Matrix<float> w(n_out, n_in), w_hat(n_out, n_in);
@@ -33,19 +48,8 @@ Result<CodecMeasure> measure(const Codec& codec, const MeasureOptions& options) 
   CodecMeasure result;
   result.bits = 8.0 * static_cast<double>(codes.n_bytes()) / static_cast<double>(n);
 
-  const MutableCodes planes = codes.mutable_view();
-  const int64_t group = codec.group_cols(n_in);
   auto start = Clock::now();
-  codec.fit_matrix({w.view()}, planes);
-  parallel_for(n_out, piece(codec, 1), [&](int64_t begin, int64_t end) {
-    for (int64_t col = 0; col < n_in; col += group) {
-      const int64_t width = std::min(group, n_in - col);
-      const auto part = w.view().row_range(begin, end - begin).col_range(col, width);
-      codec.fit(part, {}, begin, col, planes);
-      codec.encode(part, begin, col, planes,
-                   w_hat.view().row_range(begin, end - begin).col_range(col, width));
-    }
-  });
+  code_to_nearest(codec, w.view(), codes.mutable_view(), w_hat.view());
   result.encode_weights_per_second = static_cast<double>(n) / seconds_since(start);
 
   int passes = 0;

@@ -21,6 +21,10 @@ struct MeasureOptions {
   uint64_t seed = 0;
 };
 
+// Codes w to nearest, without feedback, from all threads; w_hat is what the codes decode to.
+void code_to_nearest(const Codec& codec, MatrixView<const float> w, const MutableCodes& codes,
+                     MatrixView<float> w_hat);
+
 Result<CodecMeasure> measure(const Codec& codec, const MeasureOptions& options = {});
 
 }  // namespace quern

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/checked.h"
+#include "base/parallel.h"
 #include "base/random.h"
 #include "model/sampler.h"
 
@@ -12,49 +14,142 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr int64_t kDecodedFloats = 64 << 10;  // of a piece: they stay in the second cache
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
+// One repetition. The sequences share a prompt, which is run once and copied, and part ways at
+// their first tokens.
+class SpeedRun {
+ public:
+  SpeedRun(const Model& model, const SpeedOptions& options, int number)
+      : model_(model), o_(options), number_(number), random_(options.seed) {}
+
+  Status run(SpeedResult& result) {
+    QUERN_ASSIGN(KvCache cache, model_.make_cache(o_.n_prompt + o_.n_generate));
+    QUERN_TRY(run_prompt(cache, result));
+    if (o_.n_generate == 0) return {};
+    std::vector<KvCache> caches(static_cast<size_t>(o_.n_sequences), cache);
+    return run_steps(caches, result);
+  }
+
+ private:
+  Token random_token() {
+    return static_cast<Token>(random_.below(static_cast<uint64_t>(model_.desc().n_vocab)));
+  }
+
+  Status proceed(double part, std::string_view what) const {
+    if (o_.proceed((number_ + part) / o_.repetitions, what)) return {};
+    return tl::unexpected<Error>(Error{ErrorKind::kCancelled, "cancelled"});
+  }
+
+  Status run_prompt(KvCache& cache, SpeedResult& result) {
+    QUERN_TRY(proceed(0, "prompt"));
+    std::vector<Token> prompt(static_cast<size_t>(o_.n_prompt));
+    for (Token& token : prompt) token = random_token();
+    Matrix<float> hidden(o_.n_prompt, model_.desc().d_model), logits(1, model_.desc().n_vocab);
+    const auto start = Clock::now();
+    QUERN_TRY(model_.forward(cache, prompt, hidden.view()));
+    model_.logits(hidden.view().row_range(o_.n_prompt - 1, 1), logits.view());
+    result.prompt.runs.push_back(static_cast<double>(o_.n_prompt) / seconds_since(start));
+    return {};
+  }
+
+  Status run_steps(std::vector<KvCache>& caches, SpeedResult& result) {
+    std::vector<Token> tokens(caches.size());
+    for (Token& token : tokens) token = random_token();
+    Matrix<float> hidden(o_.n_sequences, model_.desc().d_model);
+    Matrix<float> logits(o_.n_sequences, model_.desc().n_vocab);
+    const auto start = Clock::now();
+    for (int64_t i = 0; i < o_.n_generate; ++i) {
+      QUERN_TRY(proceed(0.5 + 0.5 * static_cast<double>(i) / static_cast<double>(o_.n_generate),
+                        "generation"));
+      QUERN_TRY(model_.step_batch(caches, tokens, hidden.view()));
+      model_.logits(hidden.view(), logits.view());
+      for (size_t s = 0; s < tokens.size(); ++s) {
+        tokens[s] = argmax(
+            {logits.row(static_cast<int64_t>(s)), static_cast<size_t>(model_.desc().n_vocab)});
+      }
+    }
+    result.generated.runs.push_back(static_cast<double>(o_.n_generate * o_.n_sequences) /
+                                    seconds_since(start));
+    return {};
+  }
+
+  const Model& model_;
+  const SpeedOptions& o_;
+  int number_;
+  Random random_;
+};
 
 }  // namespace
 
+double Rates::median() const {
+  std::vector<double> sorted = runs;
+  std::sort(sorted.begin(), sorted.end());
+  return sorted.empty() ? 0 : sorted[sorted.size() / 2];
+}
+
+double Rates::min() const { return runs.empty() ? 0 : *std::min_element(runs.begin(), runs.end()); }
+
 Result<SpeedResult> measure_speed(const Model& model, const SpeedOptions& options) {
-  const int64_t n_vocab = model.desc().n_vocab;
-  Random random(options.seed);
-  std::vector<Token> prompt;
-  for (int64_t i = 0; i < std::max<int64_t>(1, options.n_prompt); ++i) {
-    prompt.push_back(static_cast<Token>(random.below(static_cast<uint64_t>(n_vocab))));
+  if (options.n_prompt < 1 || options.n_generate < 0 || options.n_sequences < 1) {
+    return usage_error(
+        "speed of {} prompt tokens, {} steps, {} sequences: expected at least 1, 0, 1",
+        options.n_prompt, options.n_generate, options.n_sequences);
   }
   SpeedResult result;
-  result.bytes_per_token = model.bytes_per_token();
   for (int r = 0; r < options.repetitions; ++r) {
-    const auto n_prompt = static_cast<int64_t>(prompt.size());
-    QUERN_ASSIGN(KvCache cache, model.make_cache(n_prompt + options.n_generate));
-    Matrix<float> hidden(n_prompt, model.desc().d_model), logits(1, n_vocab);
-    auto start = Clock::now();
-    QUERN_TRY(model.forward(cache, prompt, hidden.view()));
-    MatrixView<float> last = hidden.view().row_range(n_prompt - 1, 1);
-    model.logits(last, logits.view());
-    result.prompt.push_back(static_cast<double>(n_prompt) / seconds_since(start));
-    start = Clock::now();
-    for (int64_t i = 0; i < options.n_generate; ++i) {
-      const Token next = argmax({logits.data(), static_cast<size_t>(n_vocab)});
-      QUERN_TRY(model.forward(cache, {&next, 1}, last));
-      model.logits(last, logits.view());
-    }
-    if (options.n_generate > 0) {
-      result.generated.push_back(static_cast<double>(options.n_generate) / seconds_since(start));
-    }
+    QUERN_TRY(SpeedRun(model, options, r).run(result));
   }
-  result.prompt_median = median(result.prompt);
-  result.generated_median = median(result.generated);
   return result;
+}
+
+WeightWork weight_work(const Model& model) {
+  WeightWork work;
+  double last = 0;
+  model.for_each_linear([&](const LinearWeight& weight) {
+    last = static_cast<double>(weight.n_out) * static_cast<double>(weight.n_in);
+    work.per_token += last;
+  });
+  return {work.per_token - last, last};
+}
+
+std::string codec_names(const Model& model) {
+  std::vector<std::string> names;
+  model.for_each_linear([&](const LinearWeight& weight) {
+    std::string name;
+    if (weight.codec != nullptr) {
+      name = weight.codec->spec();
+    } else {
+      for (const char c : dtype_name(weight.dtype)) name += static_cast<char>(std::tolower(c));
+    }
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  });
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+double measure_decoding(const Model& model) {
+  double n_weights = 0;
+  int n_passes = 0;
+  const auto start = Clock::now();
+  do {
+    model.for_each_linear([&](const LinearWeight& weight) {
+      if (weight.codec == nullptr) return;
+      n_weights += static_cast<double>(weight.n_out) * static_cast<double>(weight.n_in);
+      const int64_t rows =
+          round_up(std::max<int64_t>(1, kDecodedFloats / weight.n_in), weight.codec->decode_unit());
+      parallel_for(weight.n_out, rows, [&](int64_t begin, int64_t end) {
+        thread_local AlignedVector<float> decoded;
+        decoded.resize(static_cast<size_t>(rows * weight.n_in));
+        decode_rows(weight, begin, end - begin, decoded.data());
+      });
+    });
+    ++n_passes;
+  } while (n_weights > 0 && seconds_since(start) < 0.05);
+  return n_weights / seconds_since(start);
 }
 
 }  // namespace quern

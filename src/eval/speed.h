@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens per second of a model, prompt and generation apart.
+// Tokens per second of a model, prompt and generation apart, and how fast its codes decode.
 #pragma once
 
+#include <functional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/model.h"
@@ -10,18 +13,42 @@ namespace quern {
 
 struct SpeedOptions {
   int64_t n_prompt = 512;
-  int64_t n_generate = 64;
+  int64_t n_generate = 64;  // steps; each gives one token of every sequence
+  int64_t n_sequences = 1;  // decoded at once
   int repetitions = 3;
   uint64_t seed = 0;  // of the random prompt
+  // Told what is done and the share of all, between steps; false cancels.
+  std::function<bool(double, std::string_view)> proceed = [](double, std::string_view) {
+    return true;
+  };
+};
+
+// Tokens per second, one entry per repetition.
+struct Rates {
+  std::vector<double> runs;
+  double median() const;  // 0 without runs
+  double min() const;
 };
 
 struct SpeedResult {
-  // One entry per repetition, tokens per second.
-  std::vector<double> prompt, generated;
-  double prompt_median = 0, generated_median = 0;
-  size_t bytes_per_token = 0;  // weights read for one generated token
+  Rates prompt;     // of one sequence
+  Rates generated;  // of all sequences together
 };
 
+// Fails on a batch of no sequence and where the model has no room for prompt and steps.
 Result<SpeedResult> measure_speed(const Model& model, const SpeedOptions& options);
+
+// Multiply-adds that weights cost: of a prompt token, and of reading one token off (the head).
+struct WeightWork {
+  double per_token = 0, per_head = 0;
+};
+WeightWork weight_work(const Model& model);
+
+// How the matrices that a token reads are stored: "int(4, group=64), f16", in order of appearance.
+std::string codec_names(const Model& model);
+
+// Weights per second of decoding every coded matrix that a token reads, rows shared out among all
+// threads; 0 where nothing is coded.
+double measure_decoding(const Model& model);
 
 }  // namespace quern

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
 
@@ -37,14 +38,33 @@ void embed(const ModelDesc& model, const BasisChange& basis, const EndWeights& e
 }
 
 Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
-  std::unique_ptr<Model> model(new Model);
-  QUERN_ASSIGN(model->files_, ModelFiles::open(path));
-  QUERN_ASSIGN(model->ends_, model->files_->ends());
-  for (size_t i = 0; i < model->desc().layers.size(); ++i) {
-    QUERN_ASSIGN(LayerWeights layer, model->files_->layer(static_cast<int>(i)));
-    model->layers_.push_back(std::move(layer));
+  QUERN_ASSIGN(auto files, ModelFiles::open(path));
+  ModelParts parts{files->desc(), {}, {}};
+  QUERN_ASSIGN(parts.ends, files->ends());
+  for (size_t i = 0; i < parts.desc.layers.size(); ++i) {
+    QUERN_ASSIGN(LayerWeights layer, files->layer(static_cast<int>(i)));
+    parts.layers.push_back(std::move(layer));
   }
+  std::unique_ptr<Model> model = assemble(std::move(parts));
+  model->files_ = std::move(files);
   return model;
+}
+
+std::unique_ptr<Model> Model::assemble(ModelParts parts) {
+  QUERN_CHECK(parts.layers.size() == parts.desc.layers.size());
+  std::unique_ptr<Model> model(new Model);
+  model->parts_ = std::move(parts);
+  return model;
+}
+
+const ModelFiles& Model::files() const {
+  QUERN_CHECK(files_ != nullptr);
+  return *files_;
+}
+
+const BasisChange& Model::basis() const {
+  static const BasisChange kNone;
+  return files_ == nullptr ? kNone : files_->basis();
 }
 
 Result<KvCache> Model::make_cache(int64_t capacity, DType dtype) const {
@@ -66,10 +86,10 @@ Status Model::forward(KvCache& cache, std::span<const Token> ids, MatrixView<flo
     return error("the context is full: {} + {} tokens, room for {}", cache.length(), n,
                  cache.capacity());
   }
-  embed(desc(), files_->basis(), ends_, ids, cache.length(), hidden);
-  for (size_t i = 0; i < layers_.size(); ++i) {
+  embed(desc(), basis(), parts_.ends, ids, cache.length(), hidden);
+  for (size_t i = 0; i < parts_.layers.size(); ++i) {
     const SequenceRows rows{&cache.layer(i), cache.length(), n, cache.capacity()};
-    forward_layer({&desc(), &files_->basis(), static_cast<int>(i)}, layers_[i], {&rows, 1}, hidden);
+    forward_layer({&desc(), &basis(), static_cast<int>(i)}, parts_.layers[i], {&rows, 1}, hidden);
   }
   cache.advance(n);
   finish(hidden);
@@ -85,15 +105,15 @@ Status Model::step_batch(std::span<KvCache> caches, std::span<const Token> ids,
     }
   }
   for (size_t s = 0; s < caches.size(); ++s) {
-    embed(desc(), files_->basis(), ends_, ids.subspan(s, 1), caches[s].length(),
+    embed(desc(), basis(), parts_.ends, ids.subspan(s, 1), caches[s].length(),
           hidden.row_range(static_cast<int64_t>(s), 1));
   }
   std::vector<SequenceRows> rows(caches.size());
-  for (size_t i = 0; i < layers_.size(); ++i) {
+  for (size_t i = 0; i < parts_.layers.size(); ++i) {
     for (size_t s = 0; s < caches.size(); ++s) {
       rows[s] = {&caches[s].layer(i), caches[s].length(), 1, caches[s].capacity()};
     }
-    forward_layer({&desc(), &files_->basis(), static_cast<int>(i)}, layers_[i], rows, hidden);
+    forward_layer({&desc(), &basis(), static_cast<int>(i)}, parts_.layers[i], rows, hidden);
   }
   for (KvCache& cache : caches) cache.advance(1);
   finish(hidden);
@@ -101,7 +121,7 @@ Status Model::step_batch(std::span<KvCache> caches, std::span<const Token> ids,
 }
 
 void Model::finish(MatrixView<float> hidden) const {
-  finish_hidden(desc(), files_->basis(), ends_, hidden);
+  finish_hidden(desc(), basis(), parts_.ends, hidden);
 }
 
 void finish_hidden(const ModelDesc& model, const BasisChange& basis, const EndWeights& ends,
@@ -116,30 +136,37 @@ void finish_hidden(const ModelDesc& model, const BasisChange& basis, const EndWe
 }
 
 void Model::logits(MatrixView<const float> hidden, MatrixView<float> logits) const {
-  linear(ends_.head, hidden, logits);
+  linear(parts_.ends.head, hidden, logits);
   if (desc().logit_soft_cap == 0) return;
   for (int64_t i = 0; i < logits.rows; ++i) {
     kernels().soft_cap(static_cast<float>(desc().logit_soft_cap), logits.cols, logits.row(i));
   }
 }
 
-size_t Model::bytes_per_token() const {
-  size_t total = ends_.head.n_bytes();
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    const LayerWeights& layer = layers_[i];
+void Model::for_each_linear(const std::function<void(const LinearWeight&)>& visit) const {
+  const auto visit_if = [&](const LinearWeight& weight) {
+    if (weight.exists()) visit(weight);
+  };
+  for (size_t i = 0; i < parts_.layers.size(); ++i) {
+    const LayerWeights& layer = parts_.layers[i];
     for (const LinearWeight* weight :
          {&layer.q, &layer.k, &layer.v, &layer.o, &layer.router, &layer.shared_router,
           &layer.shared.gate, &layer.shared.up, &layer.shared.down}) {
-      if (weight->exists()) total += weight->n_bytes();
+      visit_if(*weight);
     }
     const MlpDesc& mlp = desc().layers[i].mlp;
     const size_t used = mlp.n_experts > 0 ? static_cast<size_t>(mlp.top_k) : 1;
     for (size_t e = 0; e < used; ++e) {
       const ExpertWeights& expert = layer.experts[e];
-      if (expert.gate.exists()) total += expert.gate.n_bytes();
-      total += expert.up.n_bytes() + expert.down.n_bytes();
+      for (const LinearWeight* weight : {&expert.gate, &expert.up, &expert.down}) visit_if(*weight);
     }
   }
+  visit_if(parts_.ends.head);
+}
+
+size_t Model::bytes_per_token() const {
+  size_t total = 0;
+  for_each_linear([&](const LinearWeight& weight) { total += weight.n_bytes(); });
   return total;
 }
 

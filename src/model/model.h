@@ -2,6 +2,7 @@
 // A model that runs: mapped weights, dense or coded, and the forward pass over them.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -15,12 +16,22 @@
 
 namespace quern {
 
+// What a forward pass reads.
+struct ModelParts {
+  ModelDesc desc;
+  EndWeights ends;
+  std::vector<LayerWeights> layers;  // as many as in `desc`, in its shapes
+};
+
 class Model {
  public:
   static Result<std::unique_ptr<Model>> open(const std::string& path);
+  // A model that no file holds, in the basis it came in.
+  static std::unique_ptr<Model> assemble(ModelParts parts);
 
-  const ModelDesc& desc() const { return files_->desc(); }
-  const ModelFiles& files() const { return *files_; }
+  const ModelDesc& desc() const { return parts_.desc; }
+  // Of an opened model only.
+  const ModelFiles& files() const;
 
   // Room for `capacity` positions; fails past the model's context.
   Result<KvCache> make_cache(int64_t capacity, DType dtype = DType::kF16) const;
@@ -36,15 +47,18 @@ class Model {
   // logits [n, n_vocab] of hidden rows.
   void logits(MatrixView<const float> hidden, MatrixView<float> logits) const;
 
+  // The matrices that one generated token is multiplied by, the head last; of experts as many as
+  // are used.
+  void for_each_linear(const std::function<void(const LinearWeight&)>& visit) const;
   // Bytes of weights that one generated token reads.
   size_t bytes_per_token() const;
 
  private:
   Model() = default;
   void finish(MatrixView<float> hidden) const;
-  std::unique_ptr<ModelFiles> files_;
-  std::vector<LayerWeights> layers_;
-  EndWeights ends_;
+  const BasisChange& basis() const;
+  std::unique_ptr<ModelFiles> files_;  // null if assembled; the parts may point into it
+  ModelParts parts_;
 };
 
 // Fails on the first id that is not in the vocabulary; a tokenizer may belong to another model.

@@ -215,7 +215,7 @@ TEST(Cli, ComparePrintsATableInThreeForms) {
   EXPECT_NE(ran.out.find("original"), std::string::npos);
 }
 
-TEST(Cli, ListAndBenchPrintJson) {
+TEST(Cli, ListPrintsJson) {
   const Ran list = run_quern({"list", "--json"});
   ASSERT_EQ(list.code, 0);
   const Json json = Json::parse(list.out);
@@ -229,11 +229,58 @@ TEST(Cli, ListAndBenchPrintJson) {
     ASSERT_EQ(one.code, 0);
     EXPECT_EQ(Json::parse(one.out), json[kind]);
   }
-  const Ran bench = run_quern({"bench", kLlama, "-p", "4", "-n", "2", "-r", "1", "--json"});
-  ASSERT_EQ(bench.code, 0) << bench.err;
-  EXPECT_EQ(keys_missing(Json::parse(bench.out),
-                         {"prompt_tokens_per_second", "generated_tokens_per_second"}),
-            std::vector<std::string>());
+}
+
+TEST(Cli, BenchTimesAModelOrAShape) {
+  const std::vector<std::string> keys = {"codec",
+                                         "isa",
+                                         "threads",
+                                         "batch",
+                                         "prompt_tokens_per_second",
+                                         "prompt_tokens_per_second_min",
+                                         "generated_tokens_per_second",
+                                         "generated_tokens_per_second_min",
+                                         "weight_bytes_per_token",
+                                         "weight_gb_per_second"};
+  Ran ran = run_quern({"bench", kLlama, "-p", "4", "-n", "2", "-r", "1", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(keys_missing(Json::parse(ran.out), keys), std::vector<std::string>());
+  const std::vector<std::string> shape = {"bench",
+                                          "--shape",
+                                          "tiny",
+                                          "--codec",
+                                          "int(4, group=64)",
+                                          "--head-codec",
+                                          "f16",
+                                          "-p",
+                                          "4",
+                                          "-n",
+                                          "2",
+                                          "-r",
+                                          "2",
+                                          "--batch",
+                                          "3"};
+  std::vector<std::string> as_json = shape;
+  as_json.emplace_back("--json");
+  ran = run_quern(as_json);
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const Json json = Json::parse(ran.out);
+  EXPECT_EQ(keys_missing(json, keys), std::vector<std::string>());
+  EXPECT_EQ(json["model"], "tiny");
+  EXPECT_EQ(json["codec"], "int(4, group=64), f16");
+  EXPECT_EQ(json["batch"], 3);
+  EXPECT_EQ(json["generated_runs"].size(), 2u);
+  // A step reads the weights once for all three sequences.
+  const double per_step = json["weight_gb_per_second"].get<double>() * 1e9 /
+                          json["weight_bytes_per_token"].get<double>();
+  EXPECT_NEAR(json["generated_tokens_per_second"].get<double>(), 3 * per_step, 1e-6 * per_step);
+  ran = run_quern(shape);
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.out.find("tiny  int(4, group=64), f16"), std::string::npos) << ran.out;
+  expect_failure({"bench"}, 2, "--shape");
+  expect_failure({"bench", kTiny, "--shape", "tiny"}, 2, "--shape");
+  expect_failure({"bench", "--shape", "huge"}, 2, "tinyllama");
+  expect_failure({"bench", "--shape", "tiny", "--codec", "fly(3)"}, 2, "fly");
 }
 
 // The same text from any number of threads and at every ISA of the host that is asked for.

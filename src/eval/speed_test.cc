@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "eval/speed.h"
+
+#include <gtest/gtest.h>
+
+#include "model/synthetic.h"
+
+namespace quern {
+namespace {
+
+std::unique_ptr<Model> tiny(const std::string& codec, const std::string& head_codec = "") {
+  auto model = synthetic_model("tiny", {codec, head_codec, 1});
+  EXPECT_TRUE(model);
+  return *std::move(model);
+}
+
+TEST(Speed, HasARateForEveryRunAndReportsProgress) {
+  const auto model = tiny("int(4)");
+  SpeedOptions options;
+  options.n_prompt = 3;
+  options.n_generate = 2;
+  options.n_sequences = 3;
+  options.repetitions = 4;
+  std::vector<double> shares;
+  options.proceed = [&](double done, std::string_view) {
+    shares.push_back(done);
+    return true;
+  };
+  const auto speed = measure_speed(*model, options);
+  ASSERT_TRUE(speed) << speed.error().message;
+  for (const Rates& rates : {speed->prompt, speed->generated}) {
+    EXPECT_EQ(rates.runs.size(), 4u);
+    EXPECT_GT(rates.min(), 0);
+    EXPECT_GE(rates.median(), rates.min());
+  }
+  EXPECT_EQ(shares.size(), 4u * (1 + 2));
+  EXPECT_TRUE(std::is_sorted(shares.begin(), shares.end()));
+  EXPECT_LT(shares.back(), 1);
+}
+
+TEST(Speed, StopsWhenAskedAndRefusesWhatHasNoRoom) {
+  const auto model = tiny("f16");
+  SpeedOptions options;
+  options.n_prompt = 2;
+  options.n_generate = 5;
+  int n_asked = 0;
+  options.proceed = [&](double, std::string_view) { return ++n_asked < 3; };
+  const auto stopped = measure_speed(*model, options);
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().kind, ErrorKind::kCancelled);
+  EXPECT_EQ(n_asked, 3);
+  SpeedOptions longest;
+  longest.n_prompt = model->desc().n_context;
+  EXPECT_FALSE(measure_speed(*model, longest));
+  SpeedOptions none;
+  none.n_sequences = 0;
+  EXPECT_FALSE(measure_speed(*model, none));
+}
+
+TEST(Speed, MedianAndMinimumAreThoseOfTheRuns) {
+  const Rates rates{{5, 1, 9, 7, 3}};
+  EXPECT_EQ(rates.median(), 5);
+  EXPECT_EQ(rates.min(), 1);
+  EXPECT_EQ(Rates().median(), 0);
+  EXPECT_EQ(Rates().min(), 0);
+}
+
+TEST(Speed, WorkAndCodecsAreThoseOfTheMatrices) {
+  const auto model = tiny("int(4, group=64)", "bf16");
+  const WeightWork work = weight_work(*model);
+  EXPECT_EQ(work.per_token, 6.0 * (256 * 256 * 2 + 256 * 128 * 2 + 256 * 768 * 3));
+  EXPECT_EQ(work.per_head, 256.0 * 4096);
+  EXPECT_EQ(codec_names(*model), "int(4, group=64), bf16");
+}
+
+TEST(Speed, OnlyCodedMatricesAreDecoded) {
+  EXPECT_EQ(measure_decoding(*tiny("bf16")), 0);
+  EXPECT_GT(measure_decoding(*tiny("trellis(2)", "f16")), 0);
+}
+
+}  // namespace
+}  // namespace quern
