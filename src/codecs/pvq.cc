@@ -6,8 +6,8 @@
 // Definition. A group of `dim` columns is coded as y in Z^dim, sum |y_i| = pulses, and a level g:
 //     w_hat = (scale * level_g / |y|) * y,
 // scale one per row, levels one set per matrix. The level stands for the projection <w, y> / |y|,
-// not for |w|, which would cost 3 % of the error at two bits. y is found by pvq_search.h and
-// numbered by pvq_index.h.
+// not for |w|, which would cost 3 % of the error at two bits. y is found by pvq_search.h, in the
+// metric of a block by pvq_metric.h, and numbered by pvq_index.h.
 //
 // Rates. With b = ceil(log2 N(dim, pulses)), a group takes b + gain_bits bits. Given `bits` instead
 // of pulses, the parameters with the least expected error within dim * bits are taken. On a unit
@@ -198,20 +198,32 @@ class PvqCodec final : public Codec {
       std::copy_n(w.row(i), w.cols, x.begin());
       pvq_search(kernels().isa)(x.data(), groups, shape_.dim, shape_.pulses, y.data(),
                                 gains.data());
-      auto* stream =
-          reinterpret_cast<uint8_t*>(codes.planes[0]) + (row + i) * row_bytes(codes.n_in);
-      const float scale = row_scale(codes.planes[1], row + i);
       for (int64_t g = 0; g < groups; ++g) {
-        const int64_t bit = (col / shape_.dim + g) * group_bits_;
         const int64_t width = std::min<int64_t>(shape_.dim, w.cols - g * shape_.dim);
-        const int16_t* point = y.data() + static_cast<size_t>(g) * dim;
-        const float unit = scale * narrowing(width);
-        const int level = nearest_level(levels, unit, gains[static_cast<size_t>(g)]);
-        put_bits(stream, bit, index_bits_, index_->index_of(point));
-        put_bits(stream, bit + index_bits_, shape_.gain_bits, static_cast<unsigned>(level));
-        reconstruct(point, unit * levels[static_cast<size_t>(level)], width,
-                    w_hat.row(i) + g * shape_.dim);
+        store(&y[static_cast<size_t>(g) * dim], gains[static_cast<size_t>(g)], levels, row + i,
+              col / shape_.dim + g, width, codes, w_hat.row(i) + g * shape_.dim);
       }
+    }
+  }
+
+  // Searches for the nearest point plainly, then moves its pulses by the metric.
+  void encode_block(MatrixView<const float> w, MatrixView<const float> metric, int64_t row,
+                    int64_t col, const MutableCodes& codes,
+                    MatrixView<float> w_hat) const override {
+    if (is_plain(metric)) return encode(w, row, col, codes, w_hat);
+    const int dim = shape_.dim;
+    AlignedVector<float> values;
+    const PvqMetric padded = padded_metric(metric, values);
+    const std::vector<float> levels = levels_of(codes);
+    std::vector<float> x(static_cast<size_t>(w.rows * dim)), gains(static_cast<size_t>(w.rows));
+    std::vector<int16_t> y(x.size());
+    for (int64_t i = 0; i < w.rows; ++i)
+      std::copy_n(w.row(i), w.cols, &x[static_cast<size_t>(i * dim)]);
+    pvq_search(kernels().isa)(x.data(), w.rows, dim, shape_.pulses, y.data(), gains.data());
+    pvq_refine(kernels().isa)(padded, x.data(), w.rows, y.data(), gains.data());
+    for (int64_t i = 0; i < w.rows; ++i) {
+      store(&y[static_cast<size_t>(i * dim)], gains[static_cast<size_t>(i)], levels, row + i,
+            col / dim, w.cols, codes, w_hat.row(i));
     }
   }
 
@@ -236,6 +248,45 @@ class PvqCodec final : public Codec {
  private:
   int64_t row_bytes(int64_t n_in) const {
     return ceil_div<int64_t>(ceil_div<int64_t>(n_in, shape_.dim) * group_bits_, 8);
+  }
+
+  // Whether the metric is a multiple of the plain distance.
+  static bool is_plain(MatrixView<const float> metric) {
+    for (int64_t i = 0; i < metric.rows; ++i) {
+      for (int64_t j = 0; j < metric.cols; ++j) {
+        if (metric(i, j) != (i == j ? metric(0, 0) : 0)) return false;
+      }
+    }
+    return true;
+  }
+
+  // A copy of unit mean diagonal, so that no size of a Hessian leaves the range of floats.
+  PvqMetric padded_metric(MatrixView<const float> metric, AlignedVector<float>& values) const {
+    const auto width = static_cast<int>(metric.cols);
+    PvqMetric padded{nullptr, shape_.dim, width};
+    values.resize(static_cast<size_t>(shape_.dim * padded.stride()));
+    double trace = 0;
+    for (int i = 0; i < width; ++i) trace += metric(i, i);
+    const auto scale = static_cast<float>(trace > 0 ? width / trace : 1);
+    for (int i = 0; i < width; ++i) {
+      float* dst = &values[static_cast<size_t>(i * padded.stride())];
+      for (int j = 0; j < width; ++j) dst[j] = scale * metric(i, j);
+    }
+    padded.values = values.data();
+    return padded;
+  }
+
+  // Stores a point and the level nearest to `gain` for the group of a row; what they decode to goes
+  // to dst[width].
+  void store(const int16_t* point, float gain, const std::vector<float>& levels, int64_t row,
+             int64_t group, int64_t width, const MutableCodes& codes, float* dst) const {
+    auto* stream = reinterpret_cast<uint8_t*>(codes.planes[0]) + row * row_bytes(codes.n_in);
+    const float unit = row_scale(codes.planes[1], row) * narrowing(width);
+    const int level = nearest_level(levels, unit, gain);
+    const int64_t bit = group * group_bits_;
+    put_bits(stream, bit, index_bits_, index_->index_of(point));
+    put_bits(stream, bit + index_bits_, shape_.gain_bits, static_cast<unsigned>(level));
+    reconstruct(point, unit * levels[static_cast<size_t>(level)], width, dst);
   }
 
   // What the levels of a group of `width` columns are multiplied by.
@@ -343,6 +394,11 @@ constexpr std::string_view kExamples[] = {
 PvqSearch pvq_search(Isa isa) {
   if (isa == Isa::kAvx512) return pvq_search_avx512;
   return isa == Isa::kAvx2 ? pvq_search_avx2 : pvq_search_ref;
+}
+
+PvqRefine pvq_refine(Isa isa) {
+  if (isa == Isa::kAvx512) return pvq_refine_avx512;
+  return isa == Isa::kAvx2 ? pvq_refine_avx2 : pvq_refine_ref;
 }
 
 extern const CodecInfo pvq_codec_info;

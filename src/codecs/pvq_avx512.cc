@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "codecs/pvq_metric.h"
 #include "codecs/pvq_search.h"
 
 namespace quern {
@@ -13,6 +14,11 @@ struct Lanes {
 
 void pvq_search_avx512(const float* x, int64_t n, int dim, int pulses, int16_t* y, float* gains) {
   PvqSearchOf<Lanes>::search(x, n, dim, pulses, y, gains);
+}
+
+void pvq_refine_avx512(const PvqMetric& metric, const float* x, int64_t n, int16_t* y,
+                       float* gains) {
+  PvqMetricOf<Lanes>::refine(metric, x, n, y, gains);
 }
 
 }  // namespace quern

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -161,6 +163,131 @@ TEST(PvqSearch, EveryInstructionSetFindsTheSamePoints) {
       EXPECT_EQ(got, expected) << isa_name(isa) << ", dim " << dim;
       EXPECT_EQ(got_gains, gains) << isa_name(isa) << ", dim " << dim;
     }
+  }
+}
+
+// M of [width, width] within points of `dim`.
+struct Metric {
+  Metric(int dim, const Matrix<float>& m) {
+    of = {nullptr, dim, static_cast<int>(m.cols())};
+    values.resize(static_cast<size_t>(dim * of.stride()));
+    for (int64_t i = 0; i < m.rows(); ++i) {
+      std::copy_n(m.row(i), m.cols(), &values[static_cast<size_t>(i * of.stride())]);
+    }
+    of.values = values.data();
+  }
+  // <a, M b>
+  template <class A, class B>
+  double product(const A* a, const B* b) const {
+    double sum = 0;
+    for (int i = 0; i < of.dim; ++i) {
+      for (int j = 0; j < of.dim; ++j) {
+        sum += static_cast<double>(a[i]) * values[static_cast<size_t>(i * of.stride() + j)] * b[j];
+      }
+    }
+    return sum;
+  }
+  AlignedVector<float> values;
+  PvqMetric of;
+};
+
+TEST(PvqRefine, FindsNearlyTheBestOfAllPointsInAMetric) {
+  const PvqIndex index(6, 5);
+  const Metric metric(6, random_metric(6, 7));
+  double best_error = 0, plain_error = 0, found_error = 0;
+  Random random(8);
+  for (int trial = 0; trial < 200; ++trial) {
+    float x[6], gain;
+    for (float& v : x) v = static_cast<float>(random.gaussian());
+    int16_t y[6];
+    const auto error = [&] {
+      return metric.product(x, x) - std::pow(metric.product(x, y), 2) / metric.product(y, y);
+    };
+    double least = HUGE_VAL;
+    for (uint64_t i = 0; i < static_cast<uint64_t>(index.size()); ++i) {
+      index.point_of(i, y);
+      if (metric.product(x, y) > 0) least = std::min(least, error());
+    }
+    pvq_search(best_isa())(x, 1, 6, 5, y, &gain);
+    const double before = error();
+    pvq_refine(best_isa())(metric.of, x, 1, y, &gain);
+    EXPECT_LE(error(), before * (1 + 1e-5));
+    best_error += least;
+    plain_error += before;
+    found_error += error();
+  }
+  EXPECT_LT(found_error, 1.1 * best_error);
+  EXPECT_GT(plain_error, 1.5 * best_error) << "there was something to find";
+}
+
+TEST(PvqRefine, TheGainIsTheBestLengthAndPulsesStayAsMany) {
+  constexpr int64_t kVectors = 40;
+  for (const auto& [dim, width, pulses] :
+       {std::array{8, 8, 5}, std::array{33, 20, 30}, std::array{128, 128, 27}}) {
+    const Metric metric(dim, random_metric(width, 9));
+    const Matrix<float> x = gaussian_matrix(kVectors, dim, 10);
+    std::vector<int16_t> y(static_cast<size_t>(kVectors * dim));
+    std::vector<float> gains(kVectors);
+    pvq_search(best_isa())(x.data(), kVectors, dim, pulses, y.data(), gains.data());
+    pvq_refine(best_isa())(metric.of, x.data(), kVectors, y.data(), gains.data());
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const std::vector<int16_t> point(y.begin() + v * dim, y.begin() + (v + 1) * dim);
+      EXPECT_EQ(l1_norm(point), pulses);
+      double norm = 0;
+      for (const int16_t n : point) norm += n * n;
+      const double best = std::sqrt(norm) * metric.product(x.row(v), point.data()) /
+                          metric.product(point.data(), point.data());
+      EXPECT_NEAR(gains[static_cast<size_t>(v)] / best, 1, 1e-4);
+    }
+  }
+}
+
+TEST(PvqRefine, EveryInstructionSetFindsTheSamePoints) {
+  constexpr int64_t kVectors = 60;
+  for (const auto& [dim, width, pulses] :
+       {std::array{1, 1, 3}, std::array{7, 7, 20}, std::array{16, 16, 10}, std::array{24, 9, 15},
+        std::array{64, 64, 42}, std::array{128, 100, 27}}) {
+    const Metric metric(dim, random_metric(width, 11));
+    Matrix<float> x = gaussian_matrix(kVectors, dim, 12);
+    x(3, 0) = std::numeric_limits<float>::infinity();
+    x(4, 0) = std::nanf("");
+    x(5, 0) = 1e38f;
+    std::fill_n(x.row(6), dim, 0.0f);
+    std::vector<int16_t> start(static_cast<size_t>(kVectors * dim)), expected;
+    std::vector<float> start_gains(kVectors), gains;
+    const auto refine = [&](Isa isa, std::vector<int16_t>& y, std::vector<float>& to) {
+      y = start;
+      to = start_gains;
+      pvq_refine(isa)(metric.of, x.data(), kVectors, y.data(), to.data());
+    };
+    pvq_search_ref(x.data(), kVectors, dim, pulses, start.data(), start_gains.data());
+    refine(Isa::kRef, expected, gains);
+    for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+      if (!host_has(isa)) continue;
+      std::vector<int16_t> got;
+      std::vector<float> got_gains;
+      refine(isa, got, got_gains);
+      EXPECT_EQ(got, expected) << isa_name(isa) << ", dim " << dim;
+      EXPECT_EQ(got_gains, gains) << isa_name(isa) << ", dim " << dim;
+    }
+  }
+}
+
+TEST(Pvq, BlocksAreCodedInTheMetricThatIsPassed) {
+  const char* text = "pvq(dim=64, pulses=42, gain_bits=2)";
+  for (const int width : {64, 40}) {
+    const Matrix<float> w = gaussian_matrix(40, width, 13);
+    Matrix<float> even(width, width), weights = even;
+    for (int i = 0; i < width; ++i) {
+      even(i, i) = 0.3f;
+      weights(i, i) = std::exp2(static_cast<float>(i % 7) - 3);
+    }
+    const auto ratio = [&](const Matrix<float>& metric) {
+      return block_error(text, w, metric, true) / block_error(text, w, metric, false);
+    };
+    EXPECT_LT(ratio(weights), 0.9) << width;
+    EXPECT_LT(ratio(random_metric(width, 14)), 0.6) << width;
+    EXPECT_EQ(ratio(even), 1) << width;
   }
 }
 

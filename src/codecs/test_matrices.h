@@ -76,6 +76,47 @@ inline double weighted_error(const std::string& text, const Matrix<float>& w,
   return sum;
 }
 
+// A symmetric positive matrix, A A^T + 0.1 I of Gaussian A.
+inline Matrix<float> random_metric(int n, uint64_t seed) {
+  const Matrix<float> a = gaussian(n, n, seed);
+  Matrix<float> metric(n, n);
+  for (int t = 0; t < n; ++t) {
+    for (int u = 0; u < n; ++u) {
+      metric(t, u) = t == u ? 0.1f : 0;
+      for (int i = 0; i < n; ++i) metric(t, u) += a(t, i) * a(u, i);
+    }
+  }
+  return metric;
+}
+
+// Sum over rows of E metric E^T for w of one block, which encode is told or not, and which
+// decoding must agree with.
+inline double block_error(const std::string& text, const Matrix<float>& w,
+                          const Matrix<float>& metric, bool is_told) {
+  const auto codec = make_codec(text);
+  EXPECT_TRUE(codec) << text;
+  CodedMatrix codes = *CodedMatrix::create(**codec, w.rows(), w.cols());
+  const MutableCodes planes = codes.mutable_view();
+  Matrix<float> w_hat(w.rows(), w.cols());
+  (*codec)->fit_matrix({w.view()}, planes);
+  (*codec)->fit(w.view(), {}, 0, 0, planes);
+  if (is_told) {
+    (*codec)->encode_block(w.view(), metric.view(), 0, 0, planes, w_hat.view());
+  } else {
+    (*codec)->encode(w.view(), 0, 0, planes, w_hat.view());
+  }
+  EXPECT_EQ(decode_matrix(**codec, codes), w_hat) << text;
+  double sum = 0;
+  for (int64_t i = 0; i < w.rows(); ++i) {
+    for (int64_t t = 0; t < w.cols(); ++t) {
+      for (int64_t u = 0; u < w.cols(); ++u) {
+        sum += (double{w(i, t)} - w_hat(i, t)) * metric(t, u) * (double{w(i, u)} - w_hat(i, u));
+      }
+    }
+  }
+  return sum;
+}
+
 inline double coded_bits(const std::string& text, int64_t n_out, int64_t n_in) {
   const auto codec = make_codec(text);
   EXPECT_TRUE(codec) << text;
