@@ -3,6 +3,7 @@
 
 #include "base/parallel.h"
 #include "cli/command.h"
+#include "eval/roofline.h"
 #include "eval/speed.h"
 #include "kernels/kernels.h"
 #include "model/synthetic.h"
@@ -14,15 +15,28 @@ struct BenchOptions {
   std::string model, shape;
   SyntheticOptions synthetic;
   SpeedOptions speed;
-  bool json = false;
+  bool roofline = false, json = false;
 };
 
 Result<std::unique_ptr<Model>> open_or_make(const BenchOptions& o) {
   if (o.model.empty() == o.shape.empty()) {
-    return usage_error("bench: give a MODEL or --shape NAME; the shapes are {}",
-                       fmt::join(model_shapes(), ", "));
+    return usage_error(
+        "bench: give a MODEL or --shape NAME, or --roofline alone; the shapes are {}",
+        fmt::join(model_shapes(), ", "));
   }
   return o.shape.empty() ? Model::open(o.model) : synthetic_model(o.shape, o.synthetic);
+}
+
+Json to_json(const Limit& limit) {
+  return {{"one_thread", limit.one_thread / 1e9}, {"all_threads", limit.all_threads / 1e9}};
+}
+
+Json to_json(const Roofline& roofline) {
+  Json json = {{"read_gb_per_second", to_json(roofline.read)},
+               {"copy_gb_per_second", to_json(roofline.copy)},
+               {"peak_gop_per_second", Json::object()}};
+  for (const Limit& peak : roofline.peaks) json["peak_gop_per_second"][peak.name] = to_json(peak);
+  return json;
 }
 
 Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed) {
@@ -46,35 +60,81 @@ Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed
           {"weight_gb_per_second", bytes * reads_per_second / 1e9}};
 }
 
+// Of what the machine read and multiplied at best, minutes before.
+void add_shares(const BenchOptions& o, const Model& model, const SpeedResult& speed,
+                const Roofline& roofline, Json& json) {
+  const WeightWork work = weight_work(model);
+  const auto n = static_cast<double>(o.speed.n_prompt);
+  const double operations = 2 * (work.per_token + work.per_head / n) * speed.prompt.median();
+  const std::string peak = fmt::format("fp32_{}", isa_name(kernels().isa));
+  json["bandwidth_share"] =
+      json["weight_gb_per_second"].get<double>() * 1e9 / roofline.read.all_threads;
+  json["prompt_peak"] = peak;
+  json["prompt_peak_share"] = operations / roofline.peak(peak)->all_threads;
+  json["roofline"] = to_json(roofline);
+}
+
+void print_text(const Roofline& roofline) {
+  fmt::print("{:14} {:>10} {:>10}\n", "limit", "one thread",
+             fmt::format("{} threads", thread_count()));
+  for (const Limit* limit : {&roofline.read, &roofline.copy}) {
+    fmt::print("{:14} {:10.1f} {:10.1f}  GB/s\n", limit->name, limit->one_thread / 1e9,
+               limit->all_threads / 1e9);
+  }
+  for (const Limit& peak : roofline.peaks) {
+    fmt::print("{:14} {:10.1f} {:10.1f}  Gop/s\n", peak.name, peak.one_thread / 1e9,
+               peak.all_threads / 1e9);
+  }
+}
+
 void print_text(const Json& json) {
   fmt::print("{}  {}  {} threads, {}\n", json["model"].get<std::string>(),
              json["codec"].get<std::string>(), json["threads"].get<int>(),
              json["isa"].get<std::string>());
-  fmt::print("prompt   {:6}       {:10.2f} tokens/s, slowest run {:.2f}\n",
+  const auto share = [&](const char* key, const std::string& of) {
+    return json.contains(key) ? fmt::format(", {:.0f} % of {}", 100 * json[key].get<double>(), of)
+                              : std::string();
+  };
+  fmt::print("prompt   {:6}       {:10.2f} tokens/s, slowest run {:.2f}{}\n",
              json["n_prompt"].get<int64_t>(), json["prompt_tokens_per_second"].get<double>(),
-             json["prompt_tokens_per_second_min"].get<double>());
+             json["prompt_tokens_per_second_min"].get<double>(),
+             share("prompt_peak_share", json.value("prompt_peak", "")));
   fmt::print(
       "generate {:6} x {:<4}{:10.2f} tokens/s, slowest run {:.2f}; {} of weights a step, "
-      "{:.2f} GB/s\n",
+      "{:.2f} GB/s{}\n",
       json["n_gen"].get<int64_t>(), json["batch"].get<int64_t>(),
       json["generated_tokens_per_second"].get<double>(),
       json["generated_tokens_per_second_min"].get<double>(),
       human_bytes(json["weight_bytes_per_token"].get<double>()),
-      json["weight_gb_per_second"].get<double>());
+      json["weight_gb_per_second"].get<double>(), share("bandwidth_share", "read"));
 }
 
 Status run_bench(const BenchOptions& o) {
   ProgressBar bar(o.json);
-  SpeedOptions options = o.speed;
-  options.proceed = [&](double done, std::string_view what) {
+  const auto proceed = [&](double done, std::string_view what) {
     bar.show(done, std::string(what));
     return !interrupted();
   };
+  Roofline roofline;
+  if (o.roofline) {
+    RooflineOptions options;
+    options.proceed = proceed;
+    QUERN_ASSIGN(roofline, measure_roofline(options));
+    bar.clear();
+    if (!o.json) print_text(roofline);
+    if (o.model.empty() && o.shape.empty()) {
+      if (o.json) fmt::print("{}\n", Json{{"roofline", to_json(roofline)}}.dump());
+      return {};
+    }
+  }
   if (!o.shape.empty()) bar.show(0, "build " + o.shape);
   QUERN_ASSIGN(const auto model, open_or_make(o));
+  SpeedOptions options = o.speed;
+  options.proceed = proceed;
   QUERN_ASSIGN(const SpeedResult speed, measure_speed(*model, options));
   bar.clear();
-  const Json json = to_json(o, *model, speed);
+  Json json = to_json(o, *model, speed);
+  if (o.roofline) add_shares(o, *model, speed, roofline, json);
   if (o.json) {
     fmt::print("{}\n", json.dump());
   } else {
@@ -95,6 +155,8 @@ Action declare_bench(CLI::App& app) {
                  "of the layers of --shape: 'int(4, group=64)', f32, f16, bf16; default: f16");
   app.add_option("--head-codec", o->synthetic.head_codec,
                  "of the embedding and head of --shape; default: as --codec");
+  app.add_flag("--roofline", o->roofline,
+               "first measure the machine's limits, and report shares of them");
   app.add_option("-p,--n-prompt", o->speed.n_prompt, "prompt tokens")
       ->check(CLI::Range(1, 1 << 24));
   app.add_option("-n,--n-gen", o->speed.n_generate, "generated tokens of a sequence")
@@ -108,8 +170,10 @@ Action declare_bench(CLI::App& app) {
   add_json(app, o->json);
   app.footer(
       "Examples:\n"
+      "  quern bench --roofline\n"
       "  quern bench models/tiny -p 512 -n 64 -r 3 --json\n"
-      "  quern bench --shape tinyllama --codec 'int(4, group=64)' --head-codec 'int(8)' -p 128\n"
+      "  quern bench --shape tinyllama --codec 'int(4, group=64)' --head-codec 'int(8)' "
+      "--roofline\n"
       "  quern bench --shape llama-7b --codec e8p --batch 8 -p 16 -n 16 -r 1");
   return [o] { return run_bench(*o); };
 }

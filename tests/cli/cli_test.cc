@@ -277,6 +277,15 @@ TEST(Cli, BenchTimesAModelOrAShape) {
   ran = run_quern(shape);
   ASSERT_EQ(ran.code, 0) << ran.err;
   EXPECT_NE(ran.out.find("tiny  int(4, group=64), f16"), std::string::npos) << ran.out;
+  ran = run_quern({"bench", kLlama, "-p", "4", "-n", "2", "-r", "1", "--roofline", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const Json shares = Json::parse(ran.out);
+  EXPECT_EQ(keys_missing(shares, keys), std::vector<std::string>());
+  EXPECT_GT(shares["bandwidth_share"], 0);
+  EXPECT_GT(shares["prompt_peak_share"], 0);
+  EXPECT_EQ(keys_missing(shares["roofline"],
+                         {"read_gb_per_second", "copy_gb_per_second", "peak_gop_per_second"}),
+            std::vector<std::string>());
   expect_failure({"bench"}, 2, "--shape");
   expect_failure({"bench", kTiny, "--shape", "tiny"}, 2, "--shape");
   expect_failure({"bench", "--shape", "huge"}, 2, "tinyllama");
