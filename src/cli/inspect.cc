@@ -42,7 +42,23 @@ std::vector<Row> rows_of(const ModelFiles& files) {
   return list;
 }
 
-void print_rows(const ModelFiles& files, const std::vector<Row>& rows) {
+// The size of the weights where coded matrices are in the form the runtime reads them in. Makes
+// each form and drops it.
+Result<uint64_t> runtime_bytes(const ModelFiles& files) {
+  uint64_t bytes = files.weight_bytes();
+  for (const WeightId& id : files.store().weight_ids()) {
+    const PackedTensor* stored = files.store().coded(id);
+    if (stored == nullptr) continue;
+    QUERN_ASSIGN(const LinearWeight weight, files.linear(id));
+    if (weight.codec == stored->codec.get()) continue;
+    QUERN_ASSIGN(const auto planes, stored->codec->planes(stored->n_out, stored->n_in));
+    bytes += weight.n_bytes();
+    for (const PlaneSpec& plane : planes) bytes -= plane.n_bytes();
+  }
+  return bytes;
+}
+
+void print_rows(const ModelFiles& files, const std::vector<Row>& rows, uint64_t in_memory) {
   const Packed& packed = files.packed();
   if (!packed.empty()) {
     fmt::print("recipe       {}\n", packed.recipe);
@@ -64,6 +80,9 @@ void print_rows(const ModelFiles& files, const std::vector<Row>& rows) {
   }
   fmt::print("{:56} {:>28} {:>12}\n", "headers", "", files.weight_bytes() - total);
   fmt::print("{:56} {:>28} {:>12} {:>8.3f}\n", "total", "", files.weight_bytes(), files.bpw());
+  if (in_memory == files.weight_bytes()) return;
+  fmt::print("{:56} {:>28} {:>12} {:>8.3f}\n", "in memory", "", in_memory,
+             8.0 * static_cast<double>(in_memory) / static_cast<double>(files.n_params()));
 }
 
 }  // namespace
@@ -79,11 +98,12 @@ Action declare_inspect(CLI::App& app) {
   return [o]() -> Status {
     QUERN_ASSIGN(const auto files, ModelFiles::open(o->model));
     const std::vector<Row> rows = rows_of(*files);
+    QUERN_ASSIGN(const uint64_t in_memory, runtime_bytes(*files));
     if (!o->json) {
       const ModelDesc& model = files->desc();
       fmt::print("{}: {}, {} layers, d_model {}, {} parameters\n", o->model, model.arch,
                  model.layers.size(), model.d_model, files->n_params());
-      print_rows(*files, rows);
+      print_rows(*files, rows, in_memory);
       return {};
     }
     Json list = Json::array();
@@ -95,7 +115,8 @@ Action declare_inspect(CLI::App& app) {
     }
     Json json = {{"arch", files->desc().arch},        {"params", files->n_params()},
                  {"bytes", files->weight_bytes()},    {"bpw", files->bpw()},
-                 {"linear_bpw", files->linear_bpw()}, {"tensors", std::move(list)}};
+                 {"linear_bpw", files->linear_bpw()}, {"runtime_bytes", in_memory},
+                 {"tensors", std::move(list)}};
     if (!files->packed().empty()) {
       json["quantization"] = files->packed().to_json();
       json["quantization"].erase("tensors");

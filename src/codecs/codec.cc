@@ -55,7 +55,7 @@ Result<std::unique_ptr<Codec>> make_codec(std::string_view text) {
   return make_codec(call);
 }
 
-Result<CodedMatrix> CodedMatrix::create(const Codec& codec, int64_t n_out, int64_t n_in) {
+Result<CodedMatrix> CodedMatrix::create(const Decoder& codec, int64_t n_out, int64_t n_in) {
   CodedMatrix matrix;
   matrix.n_out_ = n_out;
   matrix.n_in_ = n_in;

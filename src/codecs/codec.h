@@ -97,12 +97,25 @@ class LinearPart {
   virtual void store(std::span<const float> values) = 0;  // rounds
 };
 
-class Codec {
+// What reading a coded matrix takes.
+class Decoder {
  public:
-  virtual ~Codec() = default;
-
+  virtual ~Decoder() = default;
   // Canonical text: "int(4, group=64)".
   virtual std::string spec() const = 0;
+  // The planes of a matrix, or why this size cannot be coded.
+  virtual Result<std::vector<PlaneSpec>> planes(int64_t n_out, int64_t n_in) const = 0;
+  // dst[n_rows, n_in]: the values of rows [row, row + n_rows). Exact: the same bits from every
+  // implementation. Any byte pattern in the planes is safe.
+  virtual void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const = 0;
+  // Decoding any of these rows, from a multiple of this on, costs as much as decoding all.
+  virtual int64_t decode_unit() const { return 1; }
+};
+
+struct RuntimeForm;
+
+class Codec : public Decoder {
+ public:
   virtual Claim claim() const = 0;
 
   // Columns coded together, and columns that share side info (a multiple of block_cols, at most
@@ -111,9 +124,6 @@ class Codec {
   // Rows coded together: fit and encode get strips of so many, the last strip what remains.
   virtual int64_t block_rows() const { return 1; }
   virtual int64_t group_cols(int64_t n_in) const = 0;
-
-  // The planes of a matrix, or why this size cannot be coded.
-  virtual Result<std::vector<PlaneSpec>> planes(int64_t n_out, int64_t n_in) const = 0;
 
   // Chooses what the whole matrix shares: a scale, a codebook. Called once, before all else.
   virtual void fit_matrix(const MatrixSource&, const MutableCodes&) const {}
@@ -153,11 +163,11 @@ class Codec {
                                                     const MutableCodes& /*codes*/) const {
     return nullptr;
   }
-  // dst[n_rows, n_in]: the values of rows [row, row + n_rows). Exact: the same bits from every
-  // implementation. Any byte pattern in the planes is safe.
-  virtual void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const = 0;
-  // Decoding any of these rows, from a multiple of this on, costs as much as decoding all.
-  virtual int64_t decode_unit() const { return 1; }
+  // The matrix as the runtime is to read it, where decoding these codes is too slow for every
+  // token; null: as it is.
+  virtual std::shared_ptr<const RuntimeForm> runtime_form(const CodesView& /*codes*/) const {
+    return nullptr;
+  }
 };
 
 struct CodecInfo {
@@ -176,7 +186,7 @@ Result<std::unique_ptr<Codec>> make_codec(std::string_view text);
 // Owner of one coded matrix.
 class CodedMatrix {
  public:
-  static Result<CodedMatrix> create(const Codec& codec, int64_t n_out, int64_t n_in);
+  static Result<CodedMatrix> create(const Decoder& codec, int64_t n_out, int64_t n_in);
   int64_t n_out() const { return n_out_; }
   int64_t n_in() const { return n_in_; }
   const std::vector<PlaneSpec>& specs() const { return specs_; }
@@ -189,6 +199,13 @@ class CodedMatrix {
   int64_t n_out_ = 0, n_in_ = 0;
   std::vector<PlaneSpec> specs_;
   std::vector<AlignedVector<std::byte>> planes_;
+};
+
+// A coded matrix in a form that decodes to the same bits faster, and is larger. It lives in memory
+// only; no file holds it.
+struct RuntimeForm {
+  std::unique_ptr<const Decoder> decoder;
+  CodedMatrix codes;
 };
 
 }  // namespace quern

@@ -107,6 +107,29 @@ TEST(Conformance, RowsDecodeAloneAsTogether) {
   });
 }
 
+TEST(Conformance, RuntimeFormsDecodeToTheSameBits) {
+  int n_forms = 0;
+  for_each_example([&](const Codec& codec) {
+    for (const int64_t width : kWidths) {
+      const Matrix<float> w = gaussian(21, width, 7);
+      if (!codec.planes(w.rows(), width)) continue;
+      const Coded coded = encode(codec, w);
+      const auto form = codec.runtime_form(coded.codes.view());
+      if (form == nullptr) continue;
+      ++n_forms;
+      const Matrix<float> expected = decode(codec, coded.codes);
+      Matrix<float> got(w.rows(), width);
+      for (int64_t row = 0, n = 1; row < w.rows(); row += n, n = std::min(2 * n, w.rows() - row)) {
+        form->decoder->decode(form->codes.view(), row, n, got.row(row));
+      }
+      EXPECT_EQ(0, std::memcmp(got.data(), expected.data(),
+                               sizeof(float) * static_cast<size_t>(w.rows() * width)))
+          << width;
+    }
+  });
+  EXPECT_GT(n_forms, 0);
+}
+
 // Coding what was decoded again may refit the scale; it must lose no more than rounding, and
 // little more where the fit pursues another aim than the error (an entropy).
 TEST(Conformance, CodingAgainCostsNoMoreThanCodingOnce) {

@@ -20,8 +20,9 @@
 // padded with zeros, and its levels are times sqrt(columns / dim).
 //
 // Layout. codes: U8 [n_out, ceil(groups (b + gain_bits) / 8)], a bit stream per row: index, then
-// level, of each group. scales: F16 [n_out]. levels: F16 [2^gain_bits].
-// Reference: arXiv 2410.16926; Fischer, A pyramid vector quantizer, IEEE Trans. IT 32(4), 1986.
+// level, of each group. scales: F16 [n_out]. levels: F16 [2^gain_bits]. The runtime reads the
+// points themselves (pulses.h). Reference: arXiv 2410.16926; Fischer, A pyramid vector quantizer,
+// IEEE Trans. IT 32(4), 1986.
 #include "codecs/pvq.h"
 
 #include <algorithm>
@@ -32,6 +33,7 @@
 #include "base/checked.h"
 #include "base/float_types.h"
 #include "base/random.h"
+#include "codecs/pulses.h"
 #include "codecs/pvq_index.h"
 #include "codecs/row_scale.h"
 
@@ -229,25 +231,45 @@ class PvqCodec final : public Codec {
 
   void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const override {
     const std::vector<float> levels = levels_of(codes);
-    const int64_t n_bytes = row_bytes(codes.n_in);
-    int16_t y[PvqIndex::kMaxDim];
+    std::vector<int16_t> y(static_cast<size_t>(codes.n_in));
+    std::vector<float> steps(static_cast<size_t>(ceil_div<int64_t>(codes.n_in, shape_.dim)));
     for (int64_t i = row; i < row + n_rows; ++i) {
-      const auto* stream = reinterpret_cast<const uint8_t*>(codes.planes[0]) + i * n_bytes;
-      const float scale = row_scale(codes.planes[1], i);
-      int64_t bit = 0;
-      for (int64_t j = 0; j < codes.n_in; j += shape_.dim, bit += group_bits_) {
-        const int64_t width = std::min<int64_t>(shape_.dim, codes.n_in - j);
-        const Wide level = get_bits(stream, n_bytes, bit + index_bits_, shape_.gain_bits);
-        index_->point_of(get_bits(stream, n_bytes, bit, index_bits_), y);
-        reconstruct(y, scale * narrowing(width) * levels[static_cast<size_t>(level)], width, dst);
-        dst += width;
+      read_row(codes, levels, i, y.data(), steps.data());
+      size_t j = 0;
+      for (const float step : steps) {
+        const size_t end = std::min(j + static_cast<size_t>(shape_.dim), y.size());
+        for (; j < end; ++j) *dst++ = step * static_cast<float>(y[j]);
       }
     }
+  }
+
+  std::shared_ptr<const RuntimeForm> runtime_form(const CodesView& codes) const override {
+    const std::vector<float> levels = levels_of(codes);
+    return pulses_form(
+        codes.n_out, codes.n_in, shape_.dim,
+        [&](int64_t row, int16_t* y, float* steps) { read_row(codes, levels, row, y, steps); });
   }
 
  private:
   int64_t row_bytes(int64_t n_in) const {
     return ceil_div<int64_t>(ceil_div<int64_t>(n_in, shape_.dim) * group_bits_, 8);
+  }
+
+  // The points y[n_in] of a row and the step of each group: w_hat = step * y.
+  void read_row(const CodesView& codes, const std::vector<float>& levels, int64_t row, int16_t* y,
+                float* steps) const {
+    const int64_t n_bytes = row_bytes(codes.n_in);
+    const auto* stream = reinterpret_cast<const uint8_t*>(codes.planes[0]) + row * n_bytes;
+    const float scale = row_scale(codes.planes[1], row);
+    int16_t point[PvqIndex::kMaxDim];
+    int64_t bit = 0;
+    for (int64_t j = 0; j < codes.n_in; j += shape_.dim, bit += group_bits_) {
+      const int64_t width = std::min<int64_t>(shape_.dim, codes.n_in - j);
+      const Wide level = get_bits(stream, n_bytes, bit + index_bits_, shape_.gain_bits);
+      index_->point_of(get_bits(stream, n_bytes, bit, index_bits_), point);
+      *steps++ = step_of(point, scale * narrowing(width) * levels[static_cast<size_t>(level)]);
+      y = std::copy_n(point, width, y);
+    }
   }
 
   // Whether the metric is a multiple of the plain distance.
@@ -286,7 +308,8 @@ class PvqCodec final : public Codec {
     const int64_t bit = group * group_bits_;
     put_bits(stream, bit, index_bits_, index_->index_of(point));
     put_bits(stream, bit + index_bits_, shape_.gain_bits, static_cast<unsigned>(level));
-    reconstruct(point, unit * levels[static_cast<size_t>(level)], width, dst);
+    const float step = step_of(point, unit * levels[static_cast<size_t>(level)]);
+    for (int64_t i = 0; i < width; ++i) dst[i] = step * static_cast<float>(point[i]);
   }
 
   // What the levels of a group of `width` columns are multiplied by.
@@ -310,12 +333,11 @@ class PvqCodec final : public Codec {
     return static_cast<int>(best);
   }
 
-  // dst[width] = length * y / |y|
-  void reconstruct(const int16_t* y, float length, int64_t width, float* dst) const {
+  // length / |y|
+  float step_of(const int16_t* y, float length) const {
     int norm = 0;
     for (int i = 0; i < shape_.dim; ++i) norm += y[i] * y[i];
-    const float step = length / std::sqrt(static_cast<float>(norm));
-    for (int64_t i = 0; i < width; ++i) dst[i] = step * static_cast<float>(y[i]);
+    return length / std::sqrt(static_cast<float>(norm));
   }
 
   // Levels for groups of Gaussian rows of n_in columns and mean square 1.

@@ -69,6 +69,15 @@ size_t LinearWeight::n_bytes() const {
   return total;
 }
 
+LinearWeight in_runtime_form(LinearWeight weight, const Codec& codec) {
+  const auto form = codec.runtime_form(weight.codes);
+  if (form == nullptr) return weight;
+  weight.codec = form->decoder.get();
+  weight.codes = form->codes.view();
+  weight.owner = form;
+  return weight;
+}
+
 LinearWeight dense_weight(Matrix<float> values, std::vector<float> bias) {
   const auto owner = std::make_shared<const Matrix<float>>(std::move(values));
   LinearWeight weight;

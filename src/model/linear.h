@@ -18,7 +18,7 @@ struct LinearWeight {
   int64_t n_out = 0, n_in = 0;
   DType dtype = DType::kF32;         // of `dense`: F32, F16, BF16
   const std::byte* dense = nullptr;  // [n_out, n_in]; null when coded
-  const Codec* codec = nullptr;      // null when dense
+  const Decoder* codec = nullptr;    // null when dense
   CodesView codes;
   std::vector<float> bias;            // [n_out] or empty
   std::shared_ptr<const void> owner;  // keeps the bytes alive; may be null
@@ -31,6 +31,10 @@ struct LinearWeight {
 // y[n, n_out] = x[n, n_in] W^T + bias. Every entry has the bits of one 16-lane dot over the decoded
 // row, so neither the batch nor the number of threads matters.
 void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y);
+
+// A coded weight in its codec's runtime form, if there is one, else as it is. `codec` must be that
+// of weight.codes. Where many rows are read for every token.
+LinearWeight in_runtime_form(LinearWeight weight, const Codec& codec);
 
 // A dense weight that owns its values.
 LinearWeight dense_weight(Matrix<float> values, std::vector<float> bias);

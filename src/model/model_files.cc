@@ -38,7 +38,7 @@ Result<LinearWeight> ModelFiles::linear(const WeightId& id) const {
   if (const PackedTensor* coded = store_->coded(id)) {
     QUERN_ASSIGN(weight.codes, find_codes(store_->checkpoint(), store_->stored_name(id), *coded));
     weight.codec = coded->codec.get();
-    return weight;
+    return in_runtime_form(std::move(weight), *coded->codec);
   }
   const TensorInfo* tensor = store_->direct(id);
   if (tensor != nullptr && tensor->block_type == 0 && runs_as_stored(tensor->dtype)) {

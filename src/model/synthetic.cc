@@ -99,7 +99,7 @@ class Filler {
       weight.dense = owner->dense.data();
     }
     weight.owner = owner;
-    return weight;
+    return codec_ == nullptr ? weight : in_runtime_form(std::move(weight), *codec_);
   }
 
  private:

@@ -50,6 +50,15 @@ TEST(Synthetic, RowsRepeat) {
   }
 }
 
+// What is read for a token is the runtime form, and that is what is counted.
+TEST(Synthetic, CodesThatDecodeSlowlyAreReadInTheirRuntimeForm) {
+  const auto weight = synthetic_linear("pvq(2)", 48, 256, 5);
+  ASSERT_TRUE(weight);
+  EXPECT_TRUE(weight->codec->spec().starts_with("pulses(")) << weight->codec->spec();
+  // Pulses up to 4 take 4 bits, steps of four groups a row four floats; codes took 2 bits.
+  EXPECT_EQ(weight->n_bytes(), 48u * (256 * 4 / 8 + 4 * 4));
+}
+
 TEST(Synthetic, ShapesHaveTheSizesOfTheirNames) {
   const auto parameters = [](std::string_view name) {
     const ModelDesc desc = *shape_desc(name);
