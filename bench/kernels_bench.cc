@@ -1,21 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // The generic kernels at every ISA of the host, beside the machine's own limits measured in the
-// same run: fused multiply-adds out of registers, and reading memory. Each operation is checked
-// against the reference before it is timed. One thread.
+// same run: multiply-adds out of registers, and reading memory; and the decoder of every example of
+// every codec. Each operation is checked against the reference before it is timed. One thread.
 #include <benchmark/benchmark.h>
-#include <immintrin.h>
 
 #include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "base/checked.h"
 #include "base/parallel.h"
 #include "base/random.h"
+#include "codecs/codec.h"
 #include "kernels/attention.h"
 #include "kernels/hadamard.h"
 #include "kernels/kernels.h"
+#include "kernels/peaks.h"
 #include "linalg/cholesky.h"
+#include "model/synthetic.h"
 #include "tensor/matrix.h"
 
 namespace quern {
@@ -35,49 +38,17 @@ benchmark::Counter rate(double per_iteration) {
 
 // ---- The machine's limits.
 
-__attribute__((target("avx512f"))) void peak_fma_avx512(benchmark::State& state) {
-  constexpr int kChains = 24;
-  __m512 sum[kChains];
-  for (auto& s : sum) s = _mm512_set1_ps(1.0f);
-  __m512 a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(0.001f);
-  for (auto _ : state) {
-    for (int i = 0; i < 1000; ++i) {
-#pragma GCC unroll 24
-      for (auto& s : sum) s = _mm512_fmadd_ps(s, a, b);
-    }
-#pragma GCC unroll 24
-    for (auto& s : sum) asm volatile("" : "+v"(s));
-  }
-  state.counters["FLOP/s"] = rate(2.0 * 16 * kChains * 1000);
-}
-
-__attribute__((target("avx2,fma"))) void peak_fma_avx2(benchmark::State& state) {
-  constexpr int kChains = 12;
-  __m256 sum[kChains];
-  for (auto& s : sum) s = _mm256_set1_ps(1.0f);
-  __m256 a = _mm256_set1_ps(0.999f), b = _mm256_set1_ps(0.001f);
-  for (auto _ : state) {
-    for (int i = 0; i < 1000; ++i) {
-#pragma GCC unroll 12
-      for (auto& s : sum) s = _mm256_fmadd_ps(s, a, b);
-    }
-#pragma GCC unroll 24
-    for (auto& s : sum) asm volatile("" : "+x"(s));
-  }
-  state.counters["FLOP/s"] = rate(2.0 * 8 * kChains * 1000);
+void peak(benchmark::State& state, const PeakLoop& loop) {
+  constexpr int64_t kTurns = 1000;
+  for (auto _ : state) loop.run(kTurns);
+  state.counters["op/s"] = rate(loop.operations * kTurns);
 }
 
 void read_bandwidth(benchmark::State& state) {
-  const auto n = static_cast<size_t>(state.range(0)) / 8;
-  std::vector<uint64_t> data(n, 3);
-  for (auto _ : state) {
-    uint64_t sum[8] = {};
-    for (size_t i = 0; i < n; i += 8) {
-      for (size_t l = 0; l < 8; ++l) sum[l] ^= data[i + l];
-    }
-    benchmark::DoNotOptimize(sum);
-  }
-  state.counters["B/s"] = rate(static_cast<double>(n * 8));
+  const auto n = static_cast<size_t>(state.range(0));
+  const AlignedVector<std::byte> data(n, std::byte{3});
+  for (auto _ : state) stream_loops().read(data.data(), n);
+  state.counters["B/s"] = rate(static_cast<double>(n));
 }
 
 // ---- Kernels.
@@ -259,10 +230,43 @@ void register_cholesky(const KernelTable& table, const std::string& suffix) {
   }
 }
 
+// Rows of a matrix whose codes lie past the second cache, into a tile that stays in it. The codec
+// chooses its implementation by QUERN_ISA; conformance tests hold them to the same bits.
+void decode(benchmark::State& state, std::string_view codec) {
+  constexpr int64_t kOut = 4096, kIn = 4096, kRows = 16;
+  const auto weight = synthetic_linear(std::string(codec), kOut, kIn, 1);
+  if (!weight) {
+    state.SkipWithError(weight.error().message.c_str());
+    return;
+  }
+  const int64_t n = round_up(kRows, weight->codec->decode_unit());
+  AlignedVector<float> tile(static_cast<size_t>(n * kIn));
+  int64_t row = 0;
+  for (auto _ : state) {
+    decode_rows(*weight, row, n, tile.data());
+    row = row + 2 * n > kOut ? 0 : row + n;
+    benchmark::ClobberMemory();
+  }
+  state.counters["weights/s"] = rate(static_cast<double>(n * kIn));
+  state.counters["code B/s"] =
+      rate(static_cast<double>(weight->n_bytes()) * static_cast<double>(n) / kOut);
+}
+
+void register_codecs() {
+  for (const CodecInfo& info : codecs()) {
+    for (const std::string_view text : info.examples) {
+      benchmark::RegisterBenchmark(fmt::format("decode/{}", text).c_str(),
+                                   [text](auto& state) { decode(state, text); });
+    }
+  }
+}
+
 void register_all() {
   set_thread_count(1);
-  if (host_has(Isa::kAvx2)) benchmark::RegisterBenchmark("peak_fma/avx2", peak_fma_avx2);
-  if (host_has(Isa::kAvx512)) benchmark::RegisterBenchmark("peak_fma/avx512", peak_fma_avx512);
+  for (const PeakLoop& loop : peak_loops()) {
+    benchmark::RegisterBenchmark(fmt::format("peak/{}", loop.name).c_str(),
+                                 [loop](auto& state) { peak(state, loop); });
+  }
   benchmark::RegisterBenchmark("read", read_bandwidth)->Arg(1 << 15)->Arg(1 << 19)->Arg(1 << 28);
   for (Isa isa : {Isa::kAvx512, Isa::kAvx2}) {
     if (!host_has(isa)) continue;
@@ -271,6 +275,7 @@ void register_all() {
     register_rows(kernels(isa), suffix);
     register_cholesky(kernels(isa), suffix);
   }
+  register_codecs();
   benchmark::RegisterBenchmark("attend", attention)
       ->ArgNames({"queries", "context"})
       ->Args({1, 4096})

@@ -33,7 +33,8 @@ struct Row {
   double compress_seconds = 0;  // 0: not known
   EvalResult eval;
   SpeedResult speed;
-  bool is_best = false;  // nothing is both smaller and closer to the original
+  double decode_weights_per_second = 0;  // 0: nothing coded, or not timed
+  bool is_best = false;                  // nothing is both smaller and closer to the original
   std::string sample;
 };
 
@@ -111,6 +112,7 @@ Status measure_one(const CompareOptions& o, const Model& model, const Tokenizer&
     SpeedOptions speed = o.speed;
     speed.n_prompt = std::min(speed.n_prompt, model.desc().n_context - speed.n_generate);
     QUERN_ASSIGN(row.speed, measure_speed(model, speed));
+    row.decode_weights_per_second = measure_decoding(model);
   }
   if (o.prompt.empty()) return {};
   std::vector<Token> prompt = tokenizer.tokenize(o.prompt);
@@ -147,6 +149,7 @@ Json to_json(const Row& row) {
   if (row.compress_seconds > 0) json["compress_seconds"] = row.compress_seconds;
   json["prompt_tokens_per_second"] = row.speed.prompt.median();
   json["generated_tokens_per_second"] = row.speed.generated.median();
+  json["decode_weights_per_second"] = row.decode_weights_per_second;
   json["pareto"] = row.is_best;
   if (!row.sample.empty()) json["sample"] = row.sample;
   return json;
@@ -157,7 +160,7 @@ void print_table(const std::vector<Row>& rows, bool with_speed) {
   for (const Row& row : rows) width = std::max(width, row.recipe.size());
   fmt::print("  {:{}} {:>7} {:>7} {:>11} {:>9} {:>9} {:>7}{}\n", "recipe", width, "bpw", "linear",
              "bytes", "ppl", "KL", "top-1",
-             with_speed ? fmt::format(" {:>9} {:>9}", "prompt/s", "gen/s") : "");
+             with_speed ? fmt::format(" {:>9} {:>9} {:>9}", "prompt/s", "gen/s", "decode/s") : "");
   for (const Row& row : rows) {
     fmt::print("{} {:{}} {:7.3f} {:7.3f} {:11} {:9.3f}", row.is_best ? '*' : ' ', row.recipe, width,
                row.bpw, row.linear_bpw, row.bytes, row.eval.ppl);
@@ -167,13 +170,17 @@ void print_table(const std::vector<Row>& rows, bool with_speed) {
       fmt::print(" {:>9} {:>7}", "-", "-");
     }
     if (with_speed) {
-      fmt::print(" {:9.0f} {:9.0f}", row.speed.prompt.median(), row.speed.generated.median());
+      fmt::print(" {:9.0f} {:9.0f} {:>9}", row.speed.prompt.median(), row.speed.generated.median(),
+                 row.decode_weights_per_second > 0
+                     ? fmt::format("{:.2f} G", row.decode_weights_per_second / 1e9)
+                     : "-");
     }
     fmt::print("\n");
   }
   fmt::print(
       "bpw: all bytes of the weight files over all parameters; linear: of the layers' matrices;\n"
-      "KL: nats per token to the original; *: nothing smaller is as close to the original.\n");
+      "KL: nats per token to the original; *: nothing smaller is as close to the original.\n{}",
+      with_speed ? "decode/s: weights of the coded matrices decoded alone, on all threads.\n" : "");
 }
 
 // The original's text and that of the closest model of at most half its size.
@@ -191,14 +198,15 @@ void print_samples(const CompareOptions& o, const std::vector<Row>& rows) {
 void print_csv(const std::vector<Row>& rows) {
   fmt::print(
       "recipe,bytes,bpw,linear_bpw,compress_seconds,ppl,stderr,kl_mean,kl_p99,top1,"
-      "prompt_tokens_per_second,generated_tokens_per_second,pareto\n");
+      "prompt_tokens_per_second,generated_tokens_per_second,decode_weights_per_second,pareto\n");
   for (const Row& row : rows) {
     fmt::print(
-        "\"{}\",{},{:.6f},{:.6f},{:.1f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.2f},{:.2f},{}\n",
+        "\"{}\",{},{:.6f},{:.6f},{:.1f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.2f},{:.2f},{:.3g},{}"
+        "\n",
         row.recipe, row.bytes, row.bpw, row.linear_bpw, row.compress_seconds, row.eval.ppl,
         row.eval.ppl_stderr, row.eval.kl_mean, row.eval.kl_p99,
         row.eval.has_base ? row.eval.top1 : 1.0, row.speed.prompt.median(),
-        row.speed.generated.median(), row.is_best ? 1 : 0);
+        row.speed.generated.median(), row.decode_weights_per_second, row.is_best ? 1 : 0);
   }
 }
 

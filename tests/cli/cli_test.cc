@@ -189,7 +189,7 @@ TEST(Cli, ComparePrintsATableInThreeForms) {
       "--no-speed"};
   const auto with = [&](const char* flag) {
     std::vector<std::string> all = args;
-    if (flag != nullptr) all.emplace_back(flag);
+    all.emplace_back(flag);
     return run_quern(all);
   };
   Ran ran = with("--json");
@@ -198,7 +198,8 @@ TEST(Cli, ComparePrintsATableInThreeForms) {
   ASSERT_EQ(json.size(), 3u);
   EXPECT_EQ(json[0]["recipe"], "original");
   for (const Json& row : json) {
-    EXPECT_EQ(keys_missing(row, {"recipe", "bytes", "bpw", "ppl", "nll", "tokens", "pareto"}),
+    EXPECT_EQ(keys_missing(row, {"recipe", "bytes", "bpw", "ppl", "nll", "tokens", "pareto",
+                                 "decode_weights_per_second"}),
               std::vector<std::string>());
   }
   for (size_t i = 1; i < 3; ++i) {
@@ -210,9 +211,12 @@ TEST(Cli, ComparePrintsATableInThreeForms) {
   EXPECT_EQ(std::count(ran.out.begin(), ran.out.end(), '\n'), 4);
   EXPECT_EQ(ran.out.rfind("recipe,bytes,bpw", 0), 0u) << ran.out;
   EXPECT_NE(ran.out.find("\"rtn(int(3, group=64))\""), std::string::npos) << ran.out;
-  ran = with(nullptr);
+  EXPECT_NE(ran.out.find(",decode_weights_per_second,"), std::string::npos) << ran.out;
+  ran = run_quern({args.begin(), args.end() - 1});  // with speeds
   ASSERT_EQ(ran.code, 0) << ran.err;
   EXPECT_NE(ran.out.find("original"), std::string::npos);
+  EXPECT_NE(ran.out.find("decode/s"), std::string::npos) << ran.out;
+  EXPECT_EQ(std::count(ran.out.begin(), ran.out.end(), 'G'), 2) << "two are coded: " << ran.out;
 }
 
 TEST(Cli, ListPrintsJson) {
