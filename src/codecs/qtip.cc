@@ -5,9 +5,9 @@
 // Definition. A matrix is cut into tiles of 16 rows and 16 columns, padded with weights that cost
 // nothing. The weights of a tile, row by row, are a ring of 256 / V steps; step t has the state
 //     x_t = the state_bits bits of the tile's bit ring from bit t k V on,
-// and stands for the V weights f(x_t) (codes: qtip_codes.cc; V is 2 for hyb, else 1). With s the
-// scale of the matrix and r_i that of row i,   w_hat_ij = float(s r_i) f(x_t).
-// The ring read backwards is the papers' trellis: the window moves on by k V bits a step.
+// and stands for the V weights f(x_t) (codes: qtip_codes.cc; V is `vector`). With s the scale of
+// the matrix and r_i that of row i,   w_hat_ij = float(s r_i) f(x_t). The ring read backwards is
+// the papers' trellis: the window moves on by k V bits a step.
 //
 // Scale. r_i s = rms(row i) sqrt(1 + feedback D(k)) / (rms(f) std(k)): std(k) is the deviation of a
 // Gaussian, in units of rms(f), that the code serves best; it falls with the rate. QTIP's constant
@@ -40,9 +40,16 @@ namespace {
 using spec::ParamKind;
 
 constexpr spec::ParamSpec kParams[] = {
-    {"bits", ParamKind::kNumber, "", 1, 4, {}, "bits per weight; halves with code=hyb"},
+    {"bits", ParamKind::kNumber, "", 1, 4, {}, "bits per weight, in halves"},
     {"code", ParamKind::kChoice, "mul1int8", 0, 0, "mad1|inst3|mcg|mul1|mul1int8|hyb",
      "the codewords"},
+    {"vector",
+     ParamKind::kInt,
+     "0",
+     0,
+     2,
+     {},
+     "weights a step; 0: 2 if bits or code need it, or 1"},
     {"state_bits", ParamKind::kInt, "16", 8, 16, {}, "window of a codeword; 12 codes faster"},
     {"rows", ParamKind::kChoice, "true", 0, 0, "true|false", "a scale for each row"},
 };
@@ -54,24 +61,26 @@ constexpr float kFarthest = 1e6f;
 constexpr int64_t kMostTiles = int64_t{1} << 48;
 
 // By 2 bits - 2. std(k), measured with 65536 weights and 16 state bits to about .02, where the
-// error is flat; the codes of one weight agree, and a window of 12 bits would take .03 less.
-constexpr double kStd[] = {1.12, 0, .985, 0, .945, 0, .905};
-constexpr double kPairStd[] = {1.14, 1.04, 1.0, .95, .91, .885, .81};
-// The error to expect of a unit Gaussian: measured, and QTIP's table 2 at 12 state bits and 2 to 4
-// bits.
-constexpr double kMse[] = {.2744, 0, .0695, 0, .0180, 0, .0048};
-constexpr double kPairMse[] = {.2766, .1410, .0720, .0372, .0197, .0104, .0058};
-constexpr double kShortMse[] = {.2860, 0, .0741, 0, .0198, 0, .0055};
+// error is flat; a window of 12 bits would take .03 less. Of the codes with a table, and of hyb.
+constexpr double kStd[] = {1.12, 1.04, .985, .965, .945, .92, .905};
+constexpr double kHybStd[] = {1.14, 1.04, 1.0, .95, .91, .885, .81};
+// The error to expect of a unit Gaussian, by vector - 1: measured, and QTIP's table 2 at 12 state
+// bits, 2 to 4 bits and vector 1.
+constexpr double kMse[2][7] = {{.2744, 0, .0695, 0, .0180, 0, .0048},
+                               {.2670, .1360, .0695, .0353, .0183, .0096, .0052}};
+constexpr double kShortMse[2][7] = {{.2860, 0, .0741, 0, .0198, 0, .0055},
+                                    {.2780, .1444, .0752, .0393, .0209, .0114, .0065}};
+constexpr double kHybMse[] = {.2766, .1410, .0720, .0372, .0197, .0104, .0058};
 
 class QtipCodec final : public Codec {
  public:
-  QtipCodec(const spec::Params& params, QtipCode code)
+  QtipCodec(const spec::Params& params, QtipCode code, int step_weights)
       : spec_(print(params.canonical())),
         bits_(params.number("bits")),
         code_(code),
         has_rows_(params.flag("rows")) {
     trellis_.state_bits = static_cast<int>(params.integer("state_bits"));
-    trellis_.step_weights = qtip_step_weights(code);
+    trellis_.step_weights = step_weights;
     trellis_.step_bits = static_cast<int>(bits_ * trellis_.step_weights);
     trellis_.n_steps = kBlock / trellis_.step_weights;
   }
@@ -79,11 +88,14 @@ class QtipCodec final : public Codec {
   std::string spec() const override { return spec_; }
   Claim claim() const override {
     const auto half_bits = static_cast<size_t>(2 * bits_) - 2;
+    const auto vector = static_cast<size_t>(trellis_.step_weights) - 1;
+    const bool is_hyb = code_ == QtipCode::kHyb;
     if (trellis_.state_bits == 16) {
-      return {bits_, (code_ == QtipCode::kHyb ? kPairMse : kMse)[half_bits], "measured, L = 16"};
+      return {bits_, is_hyb ? kHybMse[half_bits] : kMse[vector][half_bits], "measured, L = 16"};
     }
-    const bool is_known = trellis_.state_bits >= 12 && code_ != QtipCode::kHyb;
-    return {bits_, is_known ? kShortMse[half_bits] : 0, "QTIP (arXiv 2406.11235) table 2, L = 12"};
+    const bool is_known = trellis_.state_bits >= 12 && !is_hyb;
+    return {bits_, is_known ? kShortMse[vector][half_bits] : 0,
+            vector == 0 ? "QTIP (arXiv 2406.11235) table 2, L = 12" : "measured, L = 12"};
   }
   int64_t block_cols() const override { return kQtipTile; }
   int64_t block_rows() const override { return kQtipTile; }
@@ -154,7 +166,9 @@ class QtipCodec final : public Codec {
 
  private:
   static int64_t tiles(int64_t n) { return ceil_div<int64_t>(n, kQtipTile); }
-  int64_t tile_bytes() const { return kQtipTile * qtip_row_bytes(code_, trellis_.step_bits); }
+  int64_t tile_bytes() const {
+    return kQtipTile * qtip_row_bytes(trellis_.step_weights, trellis_.step_bits);
+  }
 
   // Row i from column `col` (a multiple of 16) on.
   QtipRow row_of(const CodesView& codes, int64_t i, int64_t col, int64_t n) const {
@@ -162,6 +176,7 @@ class QtipCodec final : public Codec {
     return {code_,
             trellis_.state_bits,
             trellis_.step_bits,
+            trellis_.step_weights,
             reinterpret_cast<const uint8_t*>(codes.planes[0]) + tile * tile_bytes(),
             reinterpret_cast<const uint8_t*>(codes.planes.back()),
             static_cast<int>(i % kQtipTile),
@@ -218,7 +233,7 @@ class QtipCodec final : public Codec {
       const auto* table = code_ == QtipCode::kHyb
                               ? reinterpret_cast<const uint8_t*>(qtip_hyb_table().data())
                               : nullptr;
-      codewords_ = qtip_codewords(code_, trellis_.state_bits, table);
+      codewords_ = qtip_codewords(code_, trellis_, table);
     });
     return codewords_;
   }
@@ -229,7 +244,7 @@ class QtipCodec final : public Codec {
     for (const float f : codewords()) square += static_cast<double>(f) * f;
     const auto half_bits = static_cast<size_t>(2 * bits_) - 2;
     return std::sqrt(square / static_cast<double>(codewords().size())) *
-           (code_ == QtipCode::kHyb ? kPairStd[half_bits] : kStd[half_bits]);
+           (code_ == QtipCode::kHyb ? kHybStd[half_bits] : kStd[half_bits]);
   }
 
   std::string spec_;
@@ -246,14 +261,18 @@ Result<std::unique_ptr<Codec>> make_qtip(const spec::Params& params) {
       std::find(std::begin(kCodeNames), std::end(kCodeNames), params.word("code")) -
       std::begin(kCodeNames));
   const double bits = params.number("bits");
-  const double step_bits = bits * qtip_step_weights(code);
-  if (step_bits != std::floor(step_bits)) {
-    return usage_error(
-        "qtip: bits is {}, but code={} codes {} weight(s) a step and needs a whole {}", bits,
-        params.word("code"), qtip_step_weights(code),
-        code == QtipCode::kHyb ? "or half number" : "number");
+  if (2 * bits != std::floor(2 * bits)) {
+    return usage_error("qtip: bits is {}, expected a whole or half number", bits);
   }
-  return std::make_unique<QtipCodec>(params, code);
+  const bool is_whole = bits == std::floor(bits), is_hyb = code == QtipCode::kHyb;
+  const int least = is_hyb || !is_whole ? 2 : 1;
+  auto vector = static_cast<int>(params.integer("vector"));
+  if (vector == 0) vector = least;
+  if (vector < least) {
+    return usage_error("qtip: {} takes two weights a step, but vector is 1",
+                       is_hyb ? "code=hyb" : "a half number of bits");
+  }
+  return std::make_unique<QtipCodec>(params, code, vector);
 }
 
 constexpr std::string_view kExamples[] = {
@@ -263,6 +282,9 @@ constexpr std::string_view kExamples[] = {
     "qtip(4, code=mad1, state_bits=10)",
     "qtip(2, code=inst3, state_bits=9)",
     "qtip(1.5, code=hyb, state_bits=12)",
+    "qtip(2, vector=2, state_bits=12)",
+    "qtip(2.5, code=mad1, state_bits=12)",
+    "qtip(3.5, code=mcg, state_bits=9)",
 };
 
 }  // namespace
@@ -276,18 +298,18 @@ uint32_t qtip_window(const uint8_t* tile, int tile_bytes, int state_bits, int bi
 }
 
 void qtip_decode_row_ref(const QtipRow& row, float* dst) {
-  const int row_bytes = qtip_row_bytes(row.code, row.step_bits);
+  const int row_bytes = qtip_row_bytes(row.step_weights, row.step_bits);
   const int tile_bytes = kQtipTile * row_bytes;
   for (int64_t j = 0; j < row.n; ++j) {
-    const int c = static_cast<int>(j % kQtipTile) / qtip_step_weights(row.code);
+    const int p = static_cast<int>(j % kQtipTile), c = p / row.step_weights;
     const uint32_t state = qtip_window(row.tiles + j / kQtipTile * tile_bytes, tile_bytes,
                                        row.state_bits, 8 * row.row * row_bytes + c * row.step_bits);
     float f;
     if (row.code == QtipCode::kHyb) {
       const uint32_t pair = qtip_pair(row.table, state);
-      f = f16_to_float(static_cast<uint16_t>(j % 2 == 0 ? pair : pair >> 16));
+      f = f16_to_float(static_cast<uint16_t>(pair >> 16 * (p % 2)));
     } else {
-      f = qtip_codeword(row.code, state);
+      f = qtip_codeword(row.code, state, p % row.step_weights);
     }
     dst[j] = row.scale * f;
   }

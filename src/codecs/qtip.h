@@ -23,12 +23,18 @@ struct QtipTrellis {
   int64_t n_overlaps() const { return int64_t{1} << (state_bits - step_bits); }
 };
 
-// f(state) of the codes of one weight a step.
-float qtip_codeword(QtipCode code, uint32_t state);
-// The pair of a state: f16 bits, the first weight's in the low half. `table`: f16 [512, 2].
+// The hash of weight v of a step, u = factor x + addend modulo 2^32; of the codes but hyb.
+struct QtipHash {
+  uint32_t factor, addend;
+};
+QtipHash qtip_hash(QtipCode code, int v);
+// Weight v of f(state), of the codes but hyb.
+float qtip_codeword(QtipCode code, uint32_t state, int v);
+// The pair of a state of hyb: f16 bits, the first weight's in the low half. `table`: f16 [512, 2].
 uint32_t qtip_pair(const uint8_t* table, uint32_t state);
 // Codewords of all states [step_weights, n_states]; `table` is read for hyb only.
-AlignedVector<float> qtip_codewords(QtipCode code, int state_bits, const uint8_t* table);
+AlignedVector<float> qtip_codewords(QtipCode code, const QtipTrellis& trellis,
+                                    const uint8_t* table);
 // k-means of a Gaussian plane, the same in every call: f16 bits [512, 2].
 std::span<const uint16_t> qtip_hyb_table();
 
@@ -74,16 +80,16 @@ struct QtipRow {
   QtipCode code;
   int state_bits;
   int step_bits;
+  int step_weights;  // 1 or 2; 2 for hyb
   const uint8_t* tiles;
   const uint8_t* table;  // hyb: f16 [512, 2]; may be unaligned
   int row;               // within the tile, 0 to 15
   int64_t n;
   float scale;
 };
-inline int qtip_step_weights(QtipCode code) { return code == QtipCode::kHyb ? 2 : 1; }
 // Bytes of one row of a tile.
-inline int qtip_row_bytes(QtipCode code, int step_bits) {
-  return kQtipTile / 8 / qtip_step_weights(code) * step_bits;
+inline int qtip_row_bytes(int step_weights, int step_bits) {
+  return kQtipTile / 8 / step_weights * step_bits;
 }
 // The state of step t of a tile: state_bits bits from bit t * step_bits on, around its end.
 uint32_t qtip_window(const uint8_t* tile, int tile_bytes, int state_bits, int bit);

@@ -82,29 +82,21 @@ __m512 half_sums(__m512i u) {
   return to_half_and_back(_mm512_add_ps(high, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(u))));
 }
 
-__m512i times(__m512i x, uint32_t factor) {
-  return _mm512_mullo_epi32(x, _mm512_set1_epi32(static_cast<int>(factor)));
-}
-
+// The weights of 16 hashes.
 template <QtipCode kCode>
-__m512 values_of(__m512i state) {
+__m512 values_of(__m512i u) {
   if constexpr (kCode == QtipCode::kMad1) {
-    const __m512i u = _mm512_add_epi32(times(state, 34038481u), _mm512_set1_epi32(76625530));
     const __m512i centred = _mm512_sub_epi32(byte_sums(u), _mm512_set1_epi32(510));
     return _mm512_div_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(147.800537f));
-  } else if constexpr (kCode == QtipCode::kInst3) {
-    return half_sums(_mm512_add_epi32(times(state, 89226354u), _mm512_set1_epi32(64248484)));
-  } else if constexpr (kCode == QtipCode::kMcg) {
-    return half_sums(times(state, 0xcbac1fedu));
+  } else if constexpr (kCode == QtipCode::kInst3 || kCode == QtipCode::kMcg) {
+    return half_sums(u);
   } else if constexpr (kCode == QtipCode::kMul1) {
-    const __m512i sum =
-        _mm512_add_epi32(byte_sums(times(state, 0x83dcd12du)), _mm512_set1_epi32(1024));
+    const __m512i sum = _mm512_add_epi32(byte_sums(u), _mm512_set1_epi32(1024));
     const __m512 step = _mm512_cvtph_ps(_mm256_set1_epi16(0x1eee));
     const __m512 offset = _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<short>(0xc931)));
     return to_half_and_back(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, offset));
   } else {
-    const __m512i sum =
-        _mm512_add_epi32(byte_sums(times(state, 0x83dcd12du)), _mm512_set1_epi32(3));
+    const __m512i sum = _mm512_add_epi32(byte_sums(u), _mm512_set1_epi32(3));
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_srli_epi32(sum, 2), _mm512_set1_epi32(128)));
   }
 }
@@ -121,18 +113,24 @@ __m512 pairs_of(__m512i state, const uint8_t* table) {
 template <QtipCode kCode>
 void decode_row_of(const QtipRow& row, float* dst) {
   alignas(64) uint8_t spread[64];
-  alignas(64) uint32_t shift[16];
+  alignas(64) uint32_t shift[16], factor[16], addend[16];
   for (int i = 0; i < 16; ++i) {
-    shift[i] = static_cast<uint32_t>(i * row.step_bits % 8);
-    // Lanes past the row (hyb has 8) read some byte; vpermb takes 4 index bits or more as they are.
+    // Two weights of a step are neighbouring lanes; of hyb eight lanes are steps, the rest read
+    // some byte. vpermb takes 4 index bits or more as they are.
+    const int step = kCode == QtipCode::kHyb ? i : i / row.step_weights;
+    const QtipHash hash = qtip_hash(kCode, i % row.step_weights);
+    shift[i] = static_cast<uint32_t>(step * row.step_bits % 8);
+    factor[i] = hash.factor;
+    addend[i] = hash.addend;
     for (int k = 0; k < 4; ++k) {
-      spread[4 * i + k] = static_cast<uint8_t>((i * row.step_bits / 8 + k) & 15);
+      spread[4 * i + k] = static_cast<uint8_t>((step * row.step_bits / 8 + k) & 15);
     }
   }
+  const __m512i factors = _mm512_load_si512(factor), addends = _mm512_load_si512(addend);
   const __m512i index = _mm512_load_si512(spread), shifts = _mm512_load_si512(shift);
   const __m512i mask = _mm512_set1_epi32((1 << row.state_bits) - 1);
   const __m512 scale = _mm512_set1_ps(row.scale);
-  const int row_bytes = qtip_row_bytes(kCode, row.step_bits);
+  const int row_bytes = qtip_row_bytes(row.step_weights, row.step_bits);
   const bool is_last = row.row == kQtipTile - 1;
   const int present =
       row_bytes + (is_last ? 0 : 2);  // a row and the two bytes its windows reach into
@@ -156,7 +154,10 @@ void decode_row_of(const QtipRow& row, float* dst) {
     if constexpr (kCode == QtipCode::kHyb) {
       values = pairs_of(states, row.table);
     } else {
-      values = values_of<kCode>(states);
+      constexpr bool kAdds = kCode == QtipCode::kMad1 || kCode == QtipCode::kInst3;
+      __m512i u = _mm512_mullo_epi32(states, factors);
+      if constexpr (kAdds) u = _mm512_add_epi32(u, addends);
+      values = values_of<kCode>(u);
     }
     values = _mm512_mul_ps(scale, values);
     const int64_t left = row.n - j;
