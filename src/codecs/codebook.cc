@@ -13,8 +13,8 @@
 // once, so they are fitted from W before any is coded.
 //
 // Importance: columns count by the pivot D_j of the Hessian where the solver tells them, in
-// choosing the nearest point and in the mean alike. Coding is unweighted: within a block the pivots
-// differ little, and the feedback solve is the solver's, exact.
+// choosing the nearest point and in the mean alike. Coding is nearest in the metric of the block
+// where the solver passes one (GPTVQ's Mahalanobis distance), else plain.
 //
 // Layout. codes: U8 [n_out, bytes], a bit stream per row, dim * bits bits for each dim columns.
 // table: I8 [row groups, column groups, k, dim]; scales: F16 [row groups, column groups]. With svd:
@@ -54,6 +54,60 @@ constexpr float kLargestScale = 65504;
 constexpr float kFarthest = 1e6f;  // in scales
 constexpr int64_t kMostElements = int64_t{1} << 56;
 constexpr float kOnes[kMaxCodebookDim] = {1, 1, 1, 1};
+
+// R with R^T R = M / (mean of M's diagonal), upper triangular, for the metric M of a block: nearest
+// in M is plainly nearest after a turn by R. Where M has none, and without M, the identity.
+struct Root {
+  int n;  // columns of the block; zeros beyond
+  float values[kMaxCodebookDim][kMaxCodebookDim] = {};
+
+  explicit Root(int n) : n(n) {
+    for (int t = 0; t < n; ++t) values[t][t] = 1;
+  }
+  explicit Root(MatrixView<const float> metric) : Root(static_cast<int>(metric.cols)) {
+    double mean = 0, r[kMaxCodebookDim][kMaxCodebookDim] = {};
+    for (int t = 0; t < n; ++t) mean += metric(t, t) / static_cast<double>(n);
+    for (int t = 0; t < n; ++t) {
+      for (int u = t; u < n; ++u) {
+        double rest = metric(t, u) / mean;
+        for (int v = 0; v < t; ++v) rest -= r[v][t] * r[v][u];
+        if (u == t && !(rest > 0)) return;
+        r[t][u] = u == t ? std::sqrt(rest) : rest / r[t][t];
+      }
+    }
+    for (int t = 0; t < n; ++t) std::copy(r[t], r[t] + n, values[t]);
+  }
+  void turn(const float* x, float* y) const {
+    for (int t = 0; t < n; ++t) {
+      y[t] = 0;
+      for (int u = t; u < n; ++u) y[t] += values[t][u] * x[u];
+    }
+  }
+};
+
+// Nearest points of one table.
+class Search {
+ public:
+  Search(const CodebookPoints& points, const Root& root)
+      : root_(root), turned_(points.k, points.dim), nearest_(codebook_nearest()) {
+    for (int64_t c = 0; c < points.k; ++c) {
+      float x[kMaxCodebookDim] = {}, y[kMaxCodebookDim] = {};
+      for (int t = 0; t < root.n; ++t) x[t] = points.at(c, t);
+      root.turn(x, y);
+      for (int t = 0; t < root.n; ++t) turned_.at(c, t) = y[t];
+    }
+  }
+  unsigned code(const float* x) const {
+    float y[kMaxCodebookDim] = {};
+    root_.turn(x, y);
+    return static_cast<unsigned>(nearest_(turned_, y, kOnes));
+  }
+
+ private:
+  Root root_;
+  CodebookPoints turned_;
+  CodebookNearest nearest_;
+};
 
 class CodebookCodec final : public Codec {
  public:
@@ -145,18 +199,33 @@ class CodebookCodec final : public Codec {
 
   void encode(MatrixView<const float> w, int64_t row, int64_t col, const MutableCodes& codes,
               MatrixView<float> w_hat) const override {
-    const CodebookNearest nearest = codebook_nearest();
-    const int64_t group = group_cols(codes.n_in);
-    for (int64_t j = 0; j < w.cols;) {
-      const int64_t width = std::min(group - (col + j) % group, w.cols - j);
-      for (int64_t i = 0; i < w.rows;) {
-        const int64_t height = std::min(rows_ - (row + i) % rows_, w.rows - i);
+    for (int64_t i = 0, height = 0; i < w.rows; i += height) {
+      height = std::min(rows_ - (row + i) % rows_, w.rows - i);
+      const auto rows = w.row_range(i, height);
+      const auto rows_hat = w_hat.row_range(i, height);
+      const int64_t group = group_cols(codes.n_in);
+      for (int64_t j = 0, width = 0; j < w.cols; j += width) {
+        width = std::min(group - (col + j) % group, w.cols - j);
         const Table table = table_of(codes, group_of(codes.n_in, row + i, col + j));
-        encode_group(table, nearest, w.row_range(i, height).col_range(j, width), row + i, col + j,
-                     codes, w_hat.row_range(i, height).col_range(j, width));
-        i += height;
+        const int64_t whole = width / dim_ * dim_;  // the last block of a row may be shorter
+        encode_blocks(table, Root(dim_), rows.col_range(j, whole), row + i, col + j, codes,
+                      rows_hat.col_range(j, whole));
+        if (whole == width) continue;
+        encode_blocks(table, Root(static_cast<int>(width - whole)),
+                      rows.col_range(j + whole, width - whole), row + i, col + j + whole, codes,
+                      rows_hat.col_range(j + whole, width - whole));
       }
-      j += width;
+    }
+  }
+
+  void encode_block(MatrixView<const float> w, MatrixView<const float> metric, int64_t row,
+                    int64_t col, const MutableCodes& codes,
+                    MatrixView<float> w_hat) const override {
+    const Root root(metric);
+    for (int64_t i = 0, height = 0; i < w.rows; i += height) {
+      height = std::min(rows_ - (row + i) % rows_, w.rows - i);
+      encode_blocks(table_of(codes, group_of(codes.n_in, row + i, col)), root,
+                    w.row_range(i, height), row + i, col, codes, w_hat.row_range(i, height));
     }
   }
 
@@ -314,23 +383,22 @@ class CodebookCodec final : public Codec {
     return points;
   }
 
-  void encode_group(const Table& table, CodebookNearest nearest, MatrixView<const float> w,
-                    int64_t row, int64_t col, const MutableCodes& codes,
-                    MatrixView<float> w_hat) const {
+  // Codes blocks of root.n columns of one group.
+  void encode_blocks(const Table& table, const Root& root, MatrixView<const float> w, int64_t row,
+                     int64_t col, const MutableCodes& codes, MatrixView<float> w_hat) const {
+    const Search search(table.points, root);
     for (int64_t i = 0; i < w.rows; ++i) {
       auto* stream =
           reinterpret_cast<uint8_t*>(codes.planes[0]) + (row + i) * row_bytes(codes.n_in);
-      for (int64_t j = 0; j < w.cols; j += dim_) {
-        const int64_t n = std::min<int64_t>(dim_, w.cols - j);
-        float x[kMaxCodebookDim] = {}, weight[kMaxCodebookDim] = {};
-        for (int64_t t = 0; t < n; ++t) {
+      for (int64_t j = 0; j < w.cols; j += root.n) {
+        float x[kMaxCodebookDim];
+        for (int t = 0; t < root.n; ++t) {
           const float q = table.scale > 0 ? w(i, j + t) / table.scale : 0;
           x[t] = q == q ? std::clamp(q, -kFarthest, kFarthest) : 0;
-          weight[t] = kOnes[t];
         }
-        const auto code = static_cast<unsigned>(nearest(table.points, x, weight));
+        const unsigned code = search.code(x);
         put_code(stream, (col + j) / dim_, width_, code);
-        for (int64_t t = 0; t < n; ++t) w_hat(i, j + t) = table.value(code, static_cast<int>(t));
+        for (int t = 0; t < root.n; ++t) w_hat(i, j + t) = table.value(code, t);
       }
     }
   }

@@ -5,11 +5,13 @@
 
 #include <cmath>
 #include <set>
+#include <tuple>
 #include <vector>
 
 #include "base/random.h"
 #include "codecs/codebook_svd.h"
 #include "codecs/codec.h"
+#include "codecs/test_matrices.h"
 #include "gaussian.h"
 #include "kernels/kernels.h"
 
@@ -138,6 +140,22 @@ TEST(Codebook, PointsAreWeightedMeansOfWhatTheyServe) {
       const auto place = static_cast<size_t>(2 * c + t);
       EXPECT_NEAR(points.at(c, t), sum[place] / mass[place], 1e-2);
     }
+  }
+}
+
+TEST(Codebook, BlocksAreCodedInTheMetricThatIsPassed) {
+  for (const auto& [text, dim, width] :
+       {std::tuple{"codebook(2, rows=32)", 2, 2}, std::tuple{"codebook(1, dim=4, rows=64)", 4, 4},
+        std::tuple{"codebook(1, dim=4, rows=64)", 4, 3}}) {
+    const Matrix<float> w = gaussian_matrix(300, width, 8);
+    Matrix<float> even(width, width), singular(width, width);
+    for (int t = 0; t < width; ++t) even(t, t) = 0.3f;
+    const auto ratio = [&, name = text](const Matrix<float>& metric) {
+      return block_error(name, w, metric, true) / block_error(name, w, metric, false);
+    };
+    EXPECT_LT(ratio(random_metric(width, 9)), 0.93) << text << ", " << width;
+    EXPECT_EQ(ratio(even), 1) << text << ", " << width;
+    block_error(text, w, singular, true);  // decodes to what it says
   }
 }
 
