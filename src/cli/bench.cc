@@ -24,7 +24,8 @@ Result<std::unique_ptr<Model>> open_or_make(const BenchOptions& o) {
         "bench: give a MODEL or --shape NAME, or --roofline alone; the shapes are {}",
         fmt::join(model_shapes(), ", "));
   }
-  return o.shape.empty() ? Model::open(o.model) : synthetic_model(o.shape, o.synthetic);
+  return o.shape.empty() ? Model::open(o.model, o.synthetic.activations)
+                         : synthetic_model(o.shape, o.synthetic);
 }
 
 Json to_json(const Limit& limit) {
@@ -166,6 +167,7 @@ Action declare_bench(CLI::App& app) {
   app.add_option("-r,--repetitions", o->speed.repetitions, "runs; the median counts")
       ->check(CLI::Range(1, 1000));
   app.add_option("-s,--seed", o->speed.seed, "seed of the random prompt");
+  add_activations(app, o->synthetic.activations);
   add_threads(app);
   add_json(app, o->json);
   app.footer(

@@ -39,6 +39,16 @@ void add_threads(CLI::App& app) {
       ->check(CLI::Range(0, 1024));
 }
 
+void add_activations(CLI::App& app, Activations& activations) {
+  static const std::map<std::string, Activations> kWords = {{"exact", Activations::kExact},
+                                                            {"int8", Activations::kInt8}};
+  activations = Activations::kInt8;
+  app.add_option("--activations", activations,
+                 "inputs of coded layers: exact, or rounded to int8, which is faster")
+      ->transform(CLI::CheckedTransformer(kWords).description("exact|int8"))
+      ->default_str("int8");
+}
+
 void add_evaluation(CLI::App& app, std::string& text, EvalOptions& options) {
   app.add_option("--text,-f", text, "text file; default: the bundled evaluation text");
   app.add_option("--ctx,-c", options.n_ctx, "tokens of a window")->check(CLI::Range(4, 1 << 24));

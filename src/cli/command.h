@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "eval/evaluate.h"
 #include "formats/json.h"
+#include "model/linear.h"
 
 namespace quern::cli {
 
@@ -30,8 +31,9 @@ Action declare_list(CLI::App& app);
 Action declare_bench(CLI::App& app);
 
 // Options that several commands share.
-void add_model(CLI::App& app, std::string& model);  // positional or -m
-void add_threads(CLI::App& app);                    // -t, applied by parsing
+void add_model(CLI::App& app, std::string& model);              // positional or -m
+void add_threads(CLI::App& app);                                // -t, applied by parsing
+void add_activations(CLI::App& app, Activations& activations);  // --activations, int8 unless given
 void add_json(CLI::App& app, bool& json);
 // --text, --ctx, --windows, --protocol
 void add_evaluation(CLI::App& app, std::string& text, EvalOptions& options);

@@ -22,6 +22,7 @@ struct CompareOptions {
   CompressOptions compress;
   EvalOptions eval;
   SpeedOptions speed;
+  Activations activations{};
   bool json = false, csv = false, no_speed = false;
   int64_t n_predict = 48;
 };
@@ -269,7 +270,7 @@ Status run_compare(const CompareOptions& o) {
   std::vector<std::unique_ptr<Model>> opened;
   Models models = {base.get()};
   for (size_t i = 1; i < rows.size(); ++i) {
-    QUERN_ASSIGN(auto model, Model::open(rows[i].path));
+    QUERN_ASSIGN(auto model, Model::open(rows[i].path, o.activations));
     models.push_back(model.get());
     opened.push_back(std::move(model));
   }
@@ -306,6 +307,7 @@ Action declare_compare(CLI::App& app) {
   app.add_option("-n,--predict", o->n_predict, "tokens to continue it with");
   app.add_flag("--no-speed", o->no_speed, "do not time the models");
   app.add_flag("--csv", o->csv, "comma-separated output");
+  add_activations(app, o->activations);
   add_threads(app);
   add_json(app, o->json);
   app.footer(

@@ -22,18 +22,20 @@ Action declare_eval(CLI::App& app) {
   struct Options {
     std::string model, base, text;
     EvalOptions eval;
+    Activations activations{};
     bool json = false;
   };
   const auto o = std::make_shared<Options>();
   add_model(app, o->model);
   app.add_option("--base", o->base, "model to measure the divergence from");
   add_evaluation(app, o->text, o->eval);
+  add_activations(app, o->activations);
   add_threads(app);
   add_json(app, o->json);
   app.footer("Example:\n  quern eval out --text wiki.txt --ctx 1024 --base models/tiny --json");
   return [o]() -> Status {
     QUERN_ASSIGN(const std::string text, evaluation_text(o->text));
-    QUERN_ASSIGN(const auto model, Model::open(o->model));
+    QUERN_ASSIGN(const auto model, Model::open(o->model, o->activations));
     std::unique_ptr<Model> base;
     if (!o->base.empty()) {
       QUERN_ASSIGN(base, Model::open(o->base));

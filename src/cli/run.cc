@@ -18,6 +18,7 @@ struct RunOptions {
   GenerateOptions generate;
   int64_t n_ctx = 0;
   std::string cache_type = "f16";
+  Activations activations{};
   bool no_bos = false;
   bool json = false;
 };
@@ -41,7 +42,7 @@ Status generate_text(const RunOptions& o) {
   if (!o.file.empty()) {
     QUERN_ASSIGN(prompt, read_file(o.file));
   }
-  QUERN_ASSIGN(const auto model, Model::open(o.model));
+  QUERN_ASSIGN(const auto model, Model::open(o.model, o.activations));
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o.model));
   std::vector<Token> ids = tokenizer->tokenize(prompt);
   if (!o.no_bos && model->desc().bos >= 0) ids.insert(ids.begin(), model->desc().bos);
@@ -97,6 +98,7 @@ Action declare_run(CLI::App& app) {
   app.add_flag("--ignore-eos", o->generate.ignore_eos, "go on after an end-of-text token");
   app.add_flag("--no-bos", o->no_bos, "do not put BOS before the prompt");
   add_sampling(app, o->generate.sampler);
+  add_activations(app, o->activations);
   add_threads(app);
   add_json(app, o->json);
   app.footer("Example:\n  quern run models/tiny -p 'The history of the city' -n 64 --temp 0");

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/checked.h"
+#include "kernels/kernels.h"
 
 namespace quern {
 
@@ -25,6 +26,20 @@ void Codec::copy_rows(std::span<const PlaneSpec> specs, const MutableCodes& from
     const size_t begin = static_cast<size_t>(row / rows) * bytes;
     std::memcpy(to.planes[p] + begin, from.planes[p] + begin,
                 static_cast<size_t>(ceil_div(n_rows, rows)) * bytes);
+  }
+}
+
+void Decoder::decode_panels(const CodesView& codes, int64_t row, int64_t n_rows,
+                            int64_t /*col: the tile is of whole rows*/, int64_t n_cols,
+                            const MutablePanels& out) const {
+  thread_local AlignedVector<float> values;
+  values.resize(static_cast<size_t>(std::min(n_rows, kPanelRows) * n_cols));
+  for (int64_t r = 0; r < n_rows; r += kPanelRows) {
+    const int64_t height = std::min(kPanelRows, n_rows - r), panel = r / kPanelRows;
+    decode(codes, row + r, height, values.data());
+    kernels().quantize_panel(values.data(), height, n_cols, panel_tile(n_cols).group,
+                             out.levels + panel * out.levels_stride,
+                             out.scales + panel * out.scales_stride);
   }
 }
 

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "kernels/panels.h"
 #include "spec/params.h"
 #include "tensor/dtype.h"
 #include "tensor/matrix.h"
@@ -97,6 +98,13 @@ class LinearPart {
   virtual void store(std::span<const float> values) = 0;  // rounds
 };
 
+// What a matrix's integer form (see kernels/panels.h) is best decoded in.
+struct PanelTile {
+  int64_t rows = kPanelRows;    // a multiple of it
+  int64_t cols = 0;             // a multiple of `group`; 0: whole rows
+  int64_t group = kPanelGroup;  // columns that share a scale, a multiple of it
+};
+
 // What reading a coded matrix takes.
 class Decoder {
  public:
@@ -110,6 +118,15 @@ class Decoder {
   virtual void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const = 0;
   // Decoding any of these rows, from a multiple of this on, costs as much as decoding all.
   virtual int64_t decode_unit() const { return 1; }
+
+  virtual PanelTile panel_tile(int64_t /*n_in*/) const { return {}; }
+  // The integer form of rows [row, row + n_rows) and columns [col, col + n_cols), cut at multiples
+  // of the tile's rows and columns or at the matrix's end; what lies past the end is left open.
+  // Every value is within half a level of what decode gives, the same bits from every
+  // implementation; any byte pattern in the planes is safe. Unless overridden, what decode gives is
+  // rounded; codecs whose values are small integers times a scale have them exactly, and faster.
+  virtual void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                             int64_t n_cols, const MutablePanels& out) const;
 };
 
 struct RuntimeForm;

@@ -41,6 +41,34 @@ Matrix<float> decode(const Codec& codec, const CodedMatrix& codes) {
   return w;
 }
 
+// Of rows [row, row + n) and columns [col, col + n_cols), as floats.
+Matrix<float> decode_panels(const Codec& codec, const CodesView& codes, int64_t row, int64_t n,
+                            int64_t col, int64_t n_cols, float* largest_scale) {
+  const int64_t group = codec.panel_tile(codes.n_in).group;
+  const int64_t n_groups = (n_cols + group - 1) / group, n_panels = (n + 15) / 16;
+  const int64_t stride = n_groups * group * 16 + 64;
+  std::vector<uint8_t> levels(static_cast<size_t>(n_panels * stride), 77);
+  std::vector<float> scales(static_cast<size_t>(n_panels * n_groups * 16));
+  codec.decode_panels(codes, row, n, col, n_cols,
+                      {levels.data(), scales.data(), stride, n_groups * 16});
+  Matrix<float> w(n, n_cols);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n_cols; ++j) {
+      const int64_t at = i / 16 * stride + (j / 4 * 16 + i % 16) * 4 + j % 4;
+      const float scale =
+          scales[static_cast<size_t>((i / 16 * n_groups + j / group) * 16 + i % 16)];
+      w(i, j) = scale * static_cast<float>(levels[static_cast<size_t>(at)] - 128);
+      *largest_scale = std::max(*largest_scale, std::abs(scale));
+    }
+  }
+  for (int64_t p = 0; p < n_panels; ++p) {
+    for (int64_t i = 0; i < 64; ++i) {
+      EXPECT_EQ(levels[static_cast<size_t>((p + 1) * stride - 64 + i)], 77) << "wrote past a panel";
+    }
+  }
+  return w;
+}
+
 double mse(const Matrix<float>& a, const Matrix<float>& b) {
   double sum = 0;
   for (int64_t i = 0; i < a.rows() * a.cols(); ++i) {
@@ -154,6 +182,8 @@ TEST(Conformance, AnyBytesDecodeWithoutHarm) {
       }
       std::vector<float> guarded(static_cast<size_t>(3 * width + 2), 123.0f);
       codec.decode(codes.view(), 0, 3, guarded.data() + 1);
+      float scale = 0;
+      decode_panels(codec, codes.view(), 0, 3, 0, width, &scale);
       EXPECT_EQ(guarded.front(), 123.0f);
       EXPECT_EQ(guarded.back(), 123.0f);
     }
@@ -185,6 +215,42 @@ TEST(Conformance, ZerosStayZero) {
     const Matrix<float> zeros(6, 64);
     if (!codec.planes(zeros.rows(), zeros.cols())) return;
     EXPECT_EQ(decode(codec, encode(codec, zeros).codes), zeros);
+  });
+}
+
+TEST(Conformance, PanelsAreWhatDecodeGivesRounded) {
+  for_each_example([](const Codec& codec) {
+    for (const int64_t width : {1, 31, 100, 256}) {
+      const int64_t tile_rows = codec.panel_tile(width).rows;
+      const int64_t n_rows = width == 256 && tile_rows > kPanelRows ? tile_rows + 5 : 21;
+      if (!codec.planes(n_rows, width)) continue;
+      const Coded coded = encode(codec, gaussian(n_rows, width, 8));
+      float scale = 0;
+      const Matrix<float> w = decode(codec, coded.codes);
+      const Matrix<float> rounded =
+          decode_panels(codec, coded.codes.view(), 0, n_rows, 0, width, &scale);
+      for (int64_t i = 0; i < n_rows; ++i) {
+        for (int64_t j = 0; j < width; ++j) ASSERT_NEAR(w(i, j), rounded(i, j), 0.501f * scale);
+      }
+      const PanelTile tile = codec.panel_tile(width);
+      ASSERT_EQ(tile.rows % kPanelRows, 0);
+      ASSERT_EQ(tile.group % kPanelGroup, 0);
+      ASSERT_LE(tile.group, kMostPanelGroup);
+      ASSERT_EQ(tile.cols % tile.group, 0);
+      const int64_t cols = tile.cols == 0 ? width : tile.cols;
+      for (int64_t row = 0; row < n_rows; row += tile.rows) {
+        const int64_t n = std::min(tile.rows, n_rows - row);
+        for (int64_t col = 0; col < width; col += cols) {
+          const Matrix<float> part = decode_panels(codec, coded.codes.view(), row, n, col,
+                                                   std::min(cols, width - col), &scale);
+          for (int64_t i = 0; i < n; ++i) {
+            for (int64_t j = 0; j < part.cols(); ++j) {
+              ASSERT_EQ(part(i, j), rounded(row + i, col + j));
+            }
+          }
+        }
+      }
+    }
   });
 }
 

@@ -60,8 +60,15 @@ constexpr float kSteps[16] = {1.0f,        0.95760328f, 0.91700404f, 0.87812608f
                               0.70710678f, 0.67712777f, 0.64841978f, 0.62092891f,
                               0.59460356f, 0.56939432f, 0.54525387f, 0.52213689f};
 
-float scale_of(float base, uint8_t code) {
-  return code == 255 ? 0.0f : base * std::ldexp(kSteps[code % 16], -(code / 16));
+float scale_of(float base, std::byte code) {
+  static const auto factors = [] {
+    std::array<float, 256> all{};
+    for (int i = 0; i < 255; ++i) {
+      all[static_cast<size_t>(i)] = std::ldexp(kSteps[i % 16], -(i / 16));
+    }
+    return all;
+  }();
+  return base * factors[std::to_integer<size_t>(code)];
 }
 
 // The code of the nearest scale, by ratio.
@@ -150,6 +157,35 @@ class TrellisCodec final : public Codec {
 
   int64_t decode_unit() const override { return 16; }  // lanes of a vector
 
+  // A line of the stream has a column of up to 256 rows, and 128 columns of them fit the cache.
+  PanelTile panel_tile(int64_t n_in) const override {
+    return {rows_ % 256 == 0 ? 256 : kHeightUnit, n_in % 128 == 0 ? 128 : 64,
+            n_in % 128 == 0 ? 128 : 64};
+  }
+
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, const MutablePanels& out) const override {
+    const auto levels_of = kernels().isa == Isa::kAvx512 && n_cols % 4 == 0 ? trellis_levels_avx512
+                                                                            : trellis_levels_ref;
+    const int64_t group = panel_tile(codes.n_in).group, n_groups = ceil_div(n_cols, group);
+    const float base = base_of(codes);
+    for (int64_t p = 0; p * kPanelRows < n_rows; ++p) {
+      float* scales = out.scales + p * out.scales_stride;
+      for (int64_t i = 0; i < kPanelRows; ++i) {
+        const int64_t r = p * kPanelRows + i;
+        scales[i] = r < n_rows ? scale_of(base, codes.planes[1][row + r]) : 0;
+      }
+      for (int64_t g = 1; g < n_groups; ++g)
+        std::copy_n(scales, kPanelRows, scales + g * kPanelRows);
+    }
+    for (int64_t r = 0; r < n_rows;) {
+      const int64_t first = (row + r) % rows_, n = std::min(n_rows - r, rows_ - first);
+      levels_of(code_, strip_of(codes, row + r - first), {first, n, col, n_cols},
+                out.levels + r / kPanelRows * out.levels_stride, out.levels_stride);
+      r += n;
+    }
+  }
+
   const TrellisCode& code() const { return code_; }
   int survivors() const { return survivors_; }
   double bits() const { return code_.eighths / 8.0; }
@@ -167,16 +203,19 @@ class TrellisCodec final : public Codec {
             strip_words(high, codes.n_in), nullptr, high, codes.n_in};
   }
 
+  static float base_of(const CodesView& codes) {
+    float base;
+    std::memcpy(&base, codes.planes[2], sizeof base);
+    return std::isfinite(base) ? base : 0;
+  }
+
   // The scales of its rows, zero for those that padding adds.
   std::vector<float> strip_scales(const CodesView& codes, int64_t row) const {
     const int64_t n = std::min(rows_, codes.n_out - row);
     std::vector<float> scales(static_cast<size_t>(height(n)));
-    float base;
-    std::memcpy(&base, codes.planes[2], sizeof base);
-    if (!std::isfinite(base)) base = 0;
+    const float base = base_of(codes);
     for (int64_t i = 0; i < n; ++i) {
-      scales[static_cast<size_t>(i)] =
-          scale_of(base, std::to_integer<uint8_t>(codes.planes[1][row + i]));
+      scales[static_cast<size_t>(i)] = scale_of(base, codes.planes[1][row + i]);
     }
     return scales;
   }
@@ -316,6 +355,19 @@ std::unique_ptr<ColumnCoder> TrellisCodec::column_coder(int64_t row, int64_t n_r
   return std::make_unique<TrellisColumnCoder>(*this, row, n_rows, 0, codes);
 }
 
+// The last 32 bits up to those of the weight in row r and column j.
+uint32_t window_at(const TrellisCode& code, const TrellisStrip& strip, int64_t r, int64_t j) {
+  const auto word = [&](int64_t i) -> uint64_t {
+    uint32_t value = 0;
+    if (i >= 0 && i < strip.n_words) std::memcpy(&value, strip.words + 4 * i, 4);
+    return value;
+  };
+  const int64_t period = (j * strip.height + r) / kPeriod;
+  const int64_t end = period * code.eighths + code.end_bit(static_cast<int>(r % kPeriod) + 1);
+  const uint64_t wide = word(end / 32 - 1) << 32 | word(end / 32);
+  return static_cast<uint32_t>(wide >> (32 - end % 32));
+}
+
 constexpr std::string_view kExamples[] = {
     "trellis(2)",
     "trellis(1, survivors=64)",
@@ -331,18 +383,20 @@ constexpr std::string_view kExamples[] = {
 
 void trellis_decode_ref(const TrellisCode& code, const TrellisStrip& strip, int64_t first,
                         int64_t n, float* dst) {
-  const auto word = [&](int64_t i) -> uint64_t {
-    uint32_t value = 0;
-    if (i >= 0 && i < strip.n_words) std::memcpy(&value, strip.words + 4 * i, 4);
-    return value;
-  };
   for (int64_t r = first; r < first + n; ++r) {
     for (int64_t j = 0; j < strip.n_in; ++j) {
-      const int64_t period = (j * strip.height + r) / kPeriod;
-      const int64_t end = period * code.eighths + code.end_bit(static_cast<int>(r % kPeriod) + 1);
-      const uint64_t wide = word(end / 32 - 1) << 32 | word(end / 32);
-      const auto window = static_cast<uint32_t>(wide >> (32 - end % 32));
-      *dst++ = strip.scales[r] * static_cast<float>(code.value(window));
+      *dst++ = strip.scales[r] * static_cast<float>(code.value(window_at(code, strip, r, j)));
+    }
+  }
+}
+
+void trellis_levels_ref(const TrellisCode& code, const TrellisStrip& strip,
+                        const TrellisWindow& window, uint8_t* levels, int64_t stride) {
+  for (int64_t i = 0; i < window.n_rows; ++i) {
+    uint8_t* panel = levels + i / kPanelRows * stride + i % kPanelRows * 4;
+    for (int64_t j = 0; j < window.n_cols; ++j) {
+      const uint32_t bits = window_at(code, strip, window.row + i, window.col + j);
+      panel[j / 4 * 64 + j % 4] = static_cast<uint8_t>(kPanelZero + code.value(bits));
     }
   }
 }

@@ -25,4 +25,15 @@ void trellis_decode_ref(const TrellisCode& code, const TrellisStrip& strip, int6
 void trellis_decode_avx512(const TrellisCode& code, const TrellisStrip& strip, int64_t first,
                            int64_t n, float* dst);
 
+// Levels of rows [row, row + n_rows) of the strip, from a multiple of 16 on, and columns
+// [col, col + n_cols) as panels (see kernels/panels.h): value + 128 where the strip has a weight.
+struct TrellisWindow {
+  int64_t row, n_rows, col, n_cols;
+};
+void trellis_levels_ref(const TrellisCode& code, const TrellisStrip& strip,
+                        const TrellisWindow& window, uint8_t* levels, int64_t stride);
+// Needs AVX-512 VBMI and n_cols a multiple of 4.
+void trellis_levels_avx512(const TrellisCode& code, const TrellisStrip& strip,
+                           const TrellisWindow& window, uint8_t* levels, int64_t stride);
+
 }  // namespace quern

@@ -195,6 +195,35 @@ TEST(Trellis, EveryDecoderHasTheBitsOfTheReference) {
   }
 }
 
+TEST(Trellis, EveryIsaHasTheSameLevels) {
+  if (!host_has(Isa::kAvx512)) GTEST_SKIP();
+  Random random(22);
+  for (int eighths = 8; eighths <= 40; ++eighths) {
+    const TrellisCode& code = trellis_code(eighths);
+    for (const int64_t height : {64, 192, 256, 320}) {
+      constexpr int64_t kWidth = 24;
+      const int64_t n_words = (height / 8 * kWidth * eighths + 31) / 32;
+      std::vector<uint8_t> words(static_cast<size_t>(4 * n_words));
+      for (uint8_t& byte : words) byte = static_cast<uint8_t>(random.next());
+      const TrellisStrip strip{words.data(), n_words, nullptr, height, kWidth};
+      for (const TrellisWindow& window :
+           {TrellisWindow{0, height, 0, kWidth}, {16, 41, 8, 12}, {48, 16, 20, 4}}) {
+        const int64_t stride = window.n_cols * 16;
+        std::vector<uint8_t> a(static_cast<size_t>((window.n_rows + 15) / 16 * stride)),
+            b(a.size());
+        trellis_levels_ref(code, strip, window, a.data(), stride);
+        trellis_levels_avx512(code, strip, window, b.data(), stride);
+        for (int64_t i = 0; i < window.n_rows; ++i) {
+          for (int64_t j = 0; j < window.n_cols; ++j) {
+            const auto at = static_cast<size_t>(i / 16 * stride + j / 4 * 64 + i % 16 * 4 + j % 4);
+            ASSERT_EQ(a[at], b[at]) << eighths << " " << height << " " << i << " " << j;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(Trellis, WeighsItsBitsExactly) {
   for (const char* text : {"trellis(1)", "trellis(2)", "trellis(2.375)", "trellis(4)"}) {
     const auto codec = *make_codec(text);

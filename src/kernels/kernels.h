@@ -17,6 +17,7 @@
 
 #include "base/status.h"
 #include "kernels/activation.h"
+#include "kernels/panels.h"
 
 namespace quern {
 
@@ -91,6 +92,18 @@ struct KernelTable {
   // In-place fast Walsh-Hadamard transform of 2^log2_n values, butterflies (a + b, a - b) with
   // h = 1, 2, 4, ..., then times `scale`.
   void (*fwht)(int log2_n, float scale, float* x);
+
+  // Rounds a row to int8 (see kernels/panels.h), k columns in groups of `group`: with a the largest
+  // |x| of a group, scale = a / 127 and level = x * (127 / a), nearest even. A group below 2^-100
+  // is zero; one with an infinity or a NaN has zero levels and a scale of NaN.
+  void (*quantize_row)(const float* x, int64_t k, int64_t group, int8_t* levels, float* scales,
+                       int32_t* offsets);
+  // Rounds 16 rows of weights [n_rows, k] likewise to one panel; rows and columns that are missing
+  // are zero.
+  void (*quantize_panel)(const float* w, int64_t n_rows, int64_t k, int64_t group, uint8_t* levels,
+                         float* scales);
+  // y[i, r] gathers the panels' groups (see kernels/panels.h); r < w.n_rows.
+  void (*panel_dot)(const Panels& w, const Int8Rows& x, float* y, int64_t ld_y);
 };
 
 // The table of the best ISA, or of a given one (for tests; falls back to what the host has).

@@ -8,15 +8,18 @@ KernelTable make_table(Isa isa) {
   KernelTable table{};
   table.isa = isa;
   fill_ref(table);
+  fill_panels_ref(table);
   if (isa == Isa::kAvx2) {
     fill_rows_avx2(table);
     fill_tile_avx2(table);
     fill_subtract_rows_avx2(table);
+    fill_panels_avx2(table);
   }
   if (isa == Isa::kAvx512) {
     fill_rows_avx512(table);
     fill_tile_avx512(table);
     fill_subtract_rows_avx512(table);
+    fill_panels_avx512(table);
   }
   return table;
 }

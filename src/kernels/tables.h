@@ -8,11 +8,14 @@
 namespace quern {
 
 void fill_ref(KernelTable& table);
+void fill_panels_ref(KernelTable& table);
 void fill_rows_avx2(KernelTable& table);
 void fill_tile_avx2(KernelTable& table);
 void fill_subtract_rows_avx2(KernelTable& table);
+void fill_panels_avx2(KernelTable& table);
 void fill_rows_avx512(KernelTable& table);
 void fill_tile_avx512(KernelTable& table);
 void fill_subtract_rows_avx512(KernelTable& table);
+void fill_panels_avx512(KernelTable& table);
 
 }  // namespace quern

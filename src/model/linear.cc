@@ -36,6 +36,14 @@ int64_t rows_per_piece(const LinearWeight& weight, int64_t n) {
   return std::min(round_up(std::max(by_cache, by_work), decode_unit(weight)), weight.n_out);
 }
 
+// To rows [first, first + n_rows) of W.
+void add_bias(const LinearWeight& weight, int64_t first, int64_t n_rows, MatrixView<float> y) {
+  if (weight.bias.empty()) return;
+  for (int64_t i = 0; i < y.rows; ++i) {
+    kernels().add(weight.bias.data() + first, n_rows, y.row(i) + first);
+  }
+}
+
 // y[:, first .. first + n_rows) for one piece of rows.
 void linear_piece(const LinearWeight& weight, MatrixView<const float> x, int64_t first,
                   int64_t n_rows, MatrixView<float> y) {
@@ -55,8 +63,92 @@ void linear_piece(const LinearWeight& weight, MatrixView<const float> x, int64_t
                  y.data + first + r, y.stride);
     }
   }
-  if (weight.bias.empty()) return;
-  for (int64_t i = 0; i < x.rows; ++i) k.add(weight.bias.data() + first, n_rows, y.row(i) + first);
+  add_bias(weight, first, n_rows, y);
+}
+
+// Bytes of levels decoded at a time: for a few tokens they stay in the first cache, for many in the
+// second.
+constexpr int64_t kLevelsForFew = 16 << 10;
+constexpr int64_t kLevelsForMany = 256 << 10;
+constexpr int64_t kRowsForMany = 64;  // the kernel takes four panels at once
+
+// The input of one product, rounded.
+class RoundedRows {
+ public:
+  RoundedRows(MatrixView<const float> x, int64_t group)
+      : n_(x.rows), n_groups_(ceil_div(x.cols, group)), group_(group) {
+    const auto n = static_cast<size_t>(x.rows * n_groups_);
+    levels_.resize(n * static_cast<size_t>(group));
+    scales_.resize(n);
+    offsets_.resize(n);
+    const int64_t grain = std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, x.cols));
+    parallel_for(x.rows, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        kernels().quantize_row(x.row(i), x.cols, group_, levels_.data() + i * n_groups_ * group_,
+                               scales_.data() + i * n_groups_, offsets_.data() + i * n_groups_);
+      }
+    });
+  }
+  Int8Rows view() const {
+    return {levels_.data(), scales_.data(), offsets_.data(), n_, n_groups_, group_};
+  }
+
+ private:
+  int64_t n_, n_groups_, group_;
+  AlignedVector<int8_t> levels_;
+  std::vector<float> scales_;
+  std::vector<int32_t> offsets_;
+};
+
+// How a product is cut.
+struct Int8Cut {
+  PanelTile tile;
+  int64_t piece;       // rows that a thread takes
+  int64_t rows, cols;  // decoded at a time
+
+  Int8Cut(const LinearWeight& weight, int64_t n) : tile(weight.codec->panel_tile(weight.n_in)) {
+    const bool is_few = n <= kFewTokens;
+    const int64_t padded = round_up(weight.n_in, tile.group);
+    const int64_t tile_cols = tile.cols == 0 ? padded : tile.cols;
+    rows = is_few ? tile.rows : round_up(kRowsForMany, tile.rows);
+    const int64_t levels = is_few ? kLevelsForFew : kLevelsForMany;
+    cols = std::min(padded, std::max<int64_t>(1, levels / rows / tile_cols) * tile_cols);
+    const int64_t by_work = kMinWork / std::max<int64_t>(1, n * weight.n_in);
+    piece = round_up(std::max(rows, by_work), rows);
+  }
+};
+
+// y[:, first .. first + n_rows) for one piece of rows.
+void int8_piece(const LinearWeight& weight, const Int8Rows& x, const Int8Cut& cut, int64_t first,
+                int64_t n_rows, MatrixView<float> y) {
+  const int64_t levels_stride = cut.cols * kPanelRows;
+  const int64_t scales_stride = cut.cols / cut.tile.group * kPanelRows;
+  const auto n_panels = static_cast<size_t>(ceil_div(cut.rows, kPanelRows));
+  thread_local AlignedVector<uint8_t> levels;
+  thread_local AlignedVector<float> scales;
+  levels.resize(n_panels * static_cast<size_t>(levels_stride));
+  scales.resize(n_panels * static_cast<size_t>(scales_stride));
+  for (int64_t i = 0; i < x.n; ++i) std::fill_n(y.row(i) + first, n_rows, 0.0f);
+  for (int64_t row = first; row < first + n_rows; row += cut.rows) {
+    const int64_t height = std::min(cut.rows, first + n_rows - row);
+    for (int64_t col = 0; col < weight.n_in; col += cut.cols) {
+      const int64_t width = std::min(cut.cols, weight.n_in - col);
+      weight.codec->decode_panels(weight.codes, row, height, col, width,
+                                  {levels.data(), scales.data(), levels_stride, scales_stride});
+      kernels().panel_dot({levels.data(), scales.data(), levels_stride, scales_stride, height,
+                           col / cut.tile.group, ceil_div(width, cut.tile.group)},
+                          x, y.row(0) + row, y.stride);
+    }
+  }
+  add_bias(weight, first, n_rows, y);
+}
+
+void linear_int8(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y) {
+  const Int8Cut cut(weight, x.rows);
+  const RoundedRows rounded(x, cut.tile.group);
+  parallel_for(weight.n_out, cut.piece, [&](int64_t begin, int64_t end) {
+    int8_piece(weight, rounded.view(), cut, begin, end - begin, y);
+  });
 }
 
 }  // namespace
@@ -107,6 +199,9 @@ void decode_rows(const LinearWeight& weight, int64_t row, int64_t n_rows, float*
 
 void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y) {
   QUERN_DCHECK(x.cols == weight.n_in && y.cols == weight.n_out && x.rows == y.rows);
+  if (weight.codec != nullptr && weight.activations == Activations::kInt8) {
+    return linear_int8(weight, x, y);
+  }
   parallel_for(weight.n_out, rows_per_piece(weight, x.rows),
                [&](int64_t begin, int64_t end) { linear_piece(weight, x, begin, end - begin, y); });
 }

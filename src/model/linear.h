@@ -13,6 +13,10 @@
 
 namespace quern {
 
+// How a coded weight meets its input: in float, to the bit, or both rounded to 8 bits in groups
+// (see kernels/panels.h), which is several times faster. Dense weights are always used in float.
+enum class Activations : uint8_t { kExact, kInt8 };
+
 // Views: the bytes belong to a checkpoint, or to `owner`.
 struct LinearWeight {
   int64_t n_out = 0, n_in = 0;
@@ -20,6 +24,7 @@ struct LinearWeight {
   const std::byte* dense = nullptr;  // [n_out, n_in]; null when coded
   const Decoder* codec = nullptr;    // null when dense
   CodesView codes;
+  Activations activations = Activations::kExact;
   std::vector<float> bias;            // [n_out] or empty
   std::shared_ptr<const void> owner;  // keeps the bytes alive; may be null
 
@@ -29,7 +34,8 @@ struct LinearWeight {
 };
 
 // y[n, n_out] = x[n, n_in] W^T + bias. Every entry has the bits of one 16-lane dot over the decoded
-// row, so neither the batch nor the number of threads matters.
+// row, or of the integer product over its panel, so neither the batch nor the number of threads
+// matters.
 void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y);
 
 // A coded weight in its codec's runtime form, if there is one, else as it is. `codec` must be that

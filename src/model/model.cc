@@ -37,8 +37,8 @@ void embed(const ModelDesc& model, const BasisChange& basis, const EndWeights& e
   });
 }
 
-Result<std::unique_ptr<Model>> Model::open(const std::string& path) {
-  QUERN_ASSIGN(auto files, ModelFiles::open(path));
+Result<std::unique_ptr<Model>> Model::open(const std::string& path, Activations activations) {
+  QUERN_ASSIGN(auto files, ModelFiles::open(path, activations));
   ModelParts parts{files->desc(), {}, {}};
   QUERN_ASSIGN(parts.ends, files->ends());
   for (size_t i = 0; i < parts.desc.layers.size(); ++i) {

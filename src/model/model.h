@@ -25,7 +25,8 @@ struct ModelParts {
 
 class Model {
  public:
-  static Result<std::unique_ptr<Model>> open(const std::string& path);
+  static Result<std::unique_ptr<Model>> open(const std::string& path,
+                                             Activations activations = Activations::kExact);
   // A model that no file holds, in the basis it came in.
   static std::unique_ptr<Model> assemble(ModelParts parts);
 

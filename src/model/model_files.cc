@@ -18,8 +18,10 @@ bool runs_as_stored(DType dtype) {
 
 }  // namespace
 
-Result<std::unique_ptr<ModelFiles>> ModelFiles::open(const std::string& path) {
+Result<std::unique_ptr<ModelFiles>> ModelFiles::open(const std::string& path,
+                                                     Activations activations) {
   std::unique_ptr<ModelFiles> files(new ModelFiles);
+  files->activations_ = activations;
   QUERN_ASSIGN(WeightStore store, WeightStore::open(path));
   files->store_ = std::make_unique<WeightStore>(std::move(store));
   QUERN_TRY(check_basis(files->basis(), files->desc()));
@@ -38,6 +40,7 @@ Result<LinearWeight> ModelFiles::linear(const WeightId& id) const {
   if (const PackedTensor* coded = store_->coded(id)) {
     QUERN_ASSIGN(weight.codes, find_codes(store_->checkpoint(), store_->stored_name(id), *coded));
     weight.codec = coded->codec.get();
+    weight.activations = activations_;
     return in_runtime_form(std::move(weight), *coded->codec);
   }
   const TensorInfo* tensor = store_->direct(id);

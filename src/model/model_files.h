@@ -22,7 +22,9 @@ struct EndWeights {
 
 class ModelFiles {
  public:
-  static Result<std::unique_ptr<ModelFiles>> open(const std::string& path);
+  // Coded weights meet their inputs as `activations` says.
+  static Result<std::unique_ptr<ModelFiles>> open(const std::string& path,
+                                                  Activations activations = Activations::kExact);
 
   const std::string& path() const { return store_->checkpoint().path(); }
   const ModelDesc& desc() const { return store_->model(); }
@@ -48,6 +50,7 @@ class ModelFiles {
  private:
   ModelFiles() = default;
   std::unique_ptr<WeightStore> store_;
+  Activations activations_ = Activations::kExact;
 };
 
 }  // namespace quern

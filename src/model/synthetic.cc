@@ -185,6 +185,7 @@ Result<std::unique_ptr<Model>> synthetic_model(std::string_view shape,
         done[static_cast<size_t>(i)] = tl::unexpected<Error>(weight.error());
         continue;
       }
+      weight->activations = options.activations;
       if (has_weight(parts.desc, id, Part::kBias)) {
         weight->bias.assign(static_cast<size_t>(size[0]), 0.0f);
       }

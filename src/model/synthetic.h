@@ -21,6 +21,7 @@ struct SyntheticOptions {
   std::string codec = "f16";  // of the layers' matrices: a codec's text, or f32, f16, bf16
   std::string head_codec;     // of embedding and head; empty: `codec`
   uint64_t seed = 0;
+  Activations activations = Activations::kExact;
 };
 
 // Gaussian weights of variance 1 / n_in, so that activations stay in range; norms are one, biases

@@ -182,8 +182,12 @@ class Compression {
     if (coded == nullptr) return {};
     QUERN_ASSIGN(std::vector<float> bias, fused_->bias(weight.id));
     const auto owner = std::make_shared<const CodedMatrix>(std::move(codes));
-    *coded = {owner->n_out(), owner->n_in(), DType::kF32,     nullptr,
-              &codec,         owner->view(), std::move(bias), owner};
+    coded->n_out = owner->n_out();
+    coded->n_in = owner->n_in();
+    coded->codec = &codec;
+    coded->codes = owner->view();
+    coded->bias = std::move(bias);
+    coded->owner = owner;
     return {};
   }
 
