@@ -57,7 +57,7 @@ Json everything() {
 }
 
 // Codes Gaussian numbers with the named codec, or with every example of every codec.
-Status list_measures(const std::string& spec, bool as_json, bool as_csv) {
+Status list_measures(const std::string& spec, int64_t size, bool as_json, bool as_csv) {
   std::vector<std::string> specs;
   if (!spec.empty()) {
     specs.push_back(spec);
@@ -76,7 +76,7 @@ Status list_measures(const std::string& spec, bool as_json, bool as_csv) {
   for (const std::string& text : specs) {
     QUERN_ASSIGN(const auto codec, make_codec(text));
     QUERN_ASSIGN(const spec::Call call, spec::parse_call(codec->spec()));
-    QUERN_ASSIGN(const CodecMeasure m, measure(*codec));
+    QUERN_ASSIGN(const CodecMeasure m, measure(*codec, {size, size}));
     const auto info = std::find_if(codecs().begin(), codecs().end(),
                                    [&](const CodecInfo& row) { return row.name == call.name; });
     Json params = Json::object();
@@ -116,18 +116,22 @@ Action declare_list(CLI::App& app) {
     bool measure = false;
     bool csv = false;
     std::string spec;
+    int64_t size = 1024;
   };
   const auto o = std::make_shared<Options>();
   app.add_option("WHAT", o->what,
                  "codecs, transforms, solvers, recipes or architectures; default: all")
       ->check(CLI::IsMember({"codecs", "transforms", "solvers", "recipes", "architectures"}));
   app.add_flag("--measure", o->measure,
-               "code a million Gaussian numbers with every codec: bits, error, speed");
+               "code Gaussian numbers with every codec: bits, error, speed");
   app.add_option("--codec", o->spec, "measure this codec alone, as 'int(4, group=64)'");
+  app.add_option("--size", o->size, "rows and columns of the matrix that is measured")
+      ->check(CLI::Range(int64_t{16}, int64_t{1} << 15))
+      ->capture_default_str();
   app.add_flag("--csv", o->csv, "comma-separated measures");
   add_json(app, o->json);
   return [o]() -> Status {
-    if (o->measure || !o->spec.empty()) return list_measures(o->spec, o->json, o->csv);
+    if (o->measure || !o->spec.empty()) return list_measures(o->spec, o->size, o->json, o->csv);
     const Json all = everything();
     if (o->json) {
       fmt::print("{}\n", (o->what.empty() ? all : all[o->what]).dump(1));

@@ -38,7 +38,7 @@ constexpr spec::ParamSpec kParams[] = {
     {"bits", ParamKind::kInt, "", 4, 16, {}, "of a code: books of 2^bits points"},
     {"dim", ParamKind::kInt, "8", 8, kMaxAdditiveDim, {}, "columns coded together: 8, 16 or 32"},
     {"points", ParamKind::kChoice, "f16", 0, 0, "f16|int8", "how books are stored"},
-    {"beam", ParamKind::kInt, "8", 1, 64, {}, "partial sums kept by the search"},
+    {"beam", ParamKind::kInt, "8", 1, kMaxAdditiveBeam, {}, "partial sums kept by the search"},
     {"iterations", ParamKind::kInt, "25", 0, 1000, {}, "of the fit, at most"},
 };
 
@@ -68,6 +68,7 @@ class AdditiveCodec final : public Codec {
     return find_claim(kClaims, spec_, static_cast<double>(books_ * bits_) / dim_);
   }
   int64_t block_cols() const override { return dim_; }
+  int64_t encode_rows() const override { return std::max<int64_t>(32, k_ / 128); }
   int64_t group_cols(int64_t n_in) const override { return n_in; }
   bool weighs_columns() const override { return true; }
 
@@ -94,14 +95,14 @@ class AdditiveCodec final : public Codec {
   void encode(MatrixView<const float> w, int64_t row, int64_t col, const MutableCodes& codes,
               MatrixView<float> w_hat) const override {
     const AdditiveBooks books = books_of(codes);
-    const Matrix<float> columns = additive_columns(books);
+    const AdditiveCells cells(books);
     const int64_t whole = w.cols / dim_ * dim_;
     for (const auto& [first, n, width] :
          {Part{0, whole, dim_}, Part{whole, w.cols - whole, w.cols - whole}}) {
       if (n == 0) continue;
       Matrix<float> metric(width, width);
       for (int64_t t = 0; t < width; ++t) metric(t, t) = 1;
-      const AdditiveSearch search(books, columns, metric.view(), beam_);
+      const AdditiveSearch search(books, cells, metric.view(), beam_);
       encode_blocks(search, w.col_range(first, n), row, col + first, codes);
     }
     for (int64_t i = 0; i < w.rows; ++i) decode_part(codes, row + i, col, w.cols, w_hat.row(i));
@@ -111,8 +112,7 @@ class AdditiveCodec final : public Codec {
                     int64_t col, const MutableCodes& codes,
                     MatrixView<float> w_hat) const override {
     const AdditiveBooks books = books_of(codes);
-    encode_blocks(AdditiveSearch(books, additive_columns(books), metric, beam_), w, row, col,
-                  codes);
+    encode_blocks(AdditiveSearch(books, AdditiveCells(books), metric, beam_), w, row, col, codes);
     for (int64_t i = 0; i < w.rows; ++i) decode_part(codes, row + i, col, w.cols, w_hat.row(i));
   }
 
@@ -189,10 +189,11 @@ class AdditiveCodec final : public Codec {
 
   void encode_blocks(const AdditiveSearch& search, MatrixView<const float> w, int64_t row,
                      int64_t col, const MutableCodes& codes) const {
-    constexpr int64_t kBatch = 64;
+    constexpr int64_t kBatch = 512;
     const int64_t blocks = ceil_div<int64_t>(w.cols, dim_), n = w.rows * blocks;
-    float x[kBatch * kMaxAdditiveDim], cost[kBatch];
-    uint16_t found[kBatch * kMaxAdditiveBooks];
+    std::vector<float> batch(static_cast<size_t>(kBatch * dim_)), cost(kBatch);
+    std::vector<uint16_t> found(static_cast<size_t>(kBatch * books_));
+    float* x = batch.data();
     for (int64_t first = 0; first < n; first += kBatch) {
       const int64_t count = std::min(kBatch, n - first);
       std::fill_n(x, count * dim_, 0.0f);
@@ -201,12 +202,12 @@ class AdditiveCodec final : public Codec {
         take(w.row_range(i, 1).col_range(j, std::min<int64_t>(dim_, w.cols - j)),
              row_scale(codes.planes[2], row + i), x + b * dim_);
       }
-      search.code(x, count, AdditiveSearch::Start::kFresh, found, cost);
+      search.code(x, count, AdditiveSearch::Start::kFresh, found.data(), cost.data());
       for (int64_t b = 0; b < count; ++b) {
         const int64_t i = row + (first + b) / blocks, j = col / dim_ + (first + b) % blocks;
         auto* stream = reinterpret_cast<uint8_t*>(codes.planes[0]) + i * row_bytes(codes.n_in);
         for (int m = 0; m < books_; ++m)
-          put_code(stream, j * books_ + m, bits_, found[b * books_ + m]);
+          put_code(stream, j * books_ + m, bits_, found[static_cast<size_t>(b * books_ + m)]);
       }
     }
   }

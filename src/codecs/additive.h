@@ -17,6 +17,8 @@ namespace quern {
 
 constexpr int kMaxAdditiveDim = 32;
 constexpr int kMaxAdditiveBooks = 8;
+constexpr int kMaxAdditiveBeam = 64;
+constexpr int64_t kAdditiveCell = 128;  // points of a book that are searched together
 
 // `books` books of k points of dim coordinates each; a vector is coded as a sum of one point of
 // each.
@@ -30,37 +32,74 @@ struct AdditiveBooks {
   AlignedVector<float> values;  // [books, k, dim]
 };
 
-// Books laid out for searching: [books * dim, k], coordinate by coordinate.
-Matrix<float> additive_columns(const AdditiveBooks& books);
+// Books laid out for searching, coordinate by coordinate, in cells of consecutive points: 128 or,
+// of smaller books, all.
+struct AdditiveCells {
+  explicit AdditiveCells(const AdditiveBooks& books);
+  int64_t cell, cells;    // points in a cell, cells in a book
+  Matrix<float> points;   // [books * cells, dim * cell] a row per cell: [dim, cell]
+  Matrix<float> centers;  // [books * dim, cells] means of the points of each cell
+};
 
 // Searches for the codes of vectors in one metric G: least (x - sum) G (x - sum)^T.
 class AdditiveSearch {
  public:
   // `metric` [width, width], symmetric, at most dim wide: coordinates past it do not count.
-  // `books` and `columns` must outlive the search. `beam` partial sums are kept after each book.
-  AdditiveSearch(const AdditiveBooks& books, const Matrix<float>& columns,
-                 MatrixView<const float> metric, int beam);
+  // `books` and `cells` must outlive the search. `beam` partial sums are kept after each book.
+  AdditiveSearch(const AdditiveBooks& books, const AdditiveCells& cells,
+                 MatrixView<const float> metric, int beam, int64_t probes = kProbes);
 
-  // Codes [n, books] of finite vectors x [n, dim]; of one book the exact nearest point, ties to the
-  // lowest. cost [n]: what is left, at least 0. Codes are those that are passed in where these are
-  // no worse (`keep`).
+  static constexpr int64_t kProbes = 32;
+  // Codes [n, books] of finite vectors x [n, dim]; of one book the nearest point, ties to the
+  // lowest: exact for up to 4096 points, else the nearest of those in the 32 cells or more whose
+  // centers are nearest. cost [n]: what is left, at least 0. Codes are those that are passed in
+  // where these are no worse (`keep`).
   enum class Start : uint8_t { kFresh, kKeep };
   void code(const float* x, int64_t n, Start start, uint16_t* codes, float* cost) const;
 
  private:
-  struct Sum;  // a partial sum of the beam
-  void nearest(int book, const float* slope, int64_t n, uint16_t* code) const;
-  void extend(int book, size_t keep, std::vector<Sum>& sums) const;
+  struct Sum;
+  class Beam;
+  void set_offsets(const float* points, int64_t n, float* offsets) const;
+  struct Lookers {
+    std::vector<uint16_t> sums;  // cell after cell
+    std::vector<int64_t> first;  // [cells + 1] of a cell, in `sums`
+  };
+  Lookers choose_cells(int book, const Matrix<float>& slopes) const;
+  template <class Visit>
+  void visit_cells(int book, const Matrix<float>& slopes, const Visit& visit) const;
+  void offer_best(int book, const Matrix<float>& slopes, const std::vector<float>& base,
+                  const std::vector<Sum>& sums, std::vector<Beam>& beams) const;
+  void extend(int book, int64_t keep, int64_t n_vectors, std::vector<Sum>& sums) const;
   void slope_of(const float* x, float* slope) const;  // x G
   float form(const float* x) const;                   // x G x^T
   float cost_of(const float* x, const uint16_t* codes) const;
 
   const AdditiveBooks& books_;
-  const Matrix<float>& columns_;
-  Matrix<float> metric_;   // [dim, dim], zeros past the width
-  Matrix<float> offsets_;  // [books, k] -point G point^T / 2
+  const AdditiveCells& cells_;
+  Matrix<float> metric_;          // [dim, dim], zeros past the width
+  Matrix<float> offsets_;         // [books, k] -point G point^T / 2
+  Matrix<float> center_offsets_;  // [books, cells]
   int beam_;
+  int64_t probes_;
 };
+
+// Points to be scored for n slopes: score = offset + slope . point, coordinates in order by fused
+// multiply-add.
+struct AdditiveScoring {
+  const float* slopes;  // [n, dim]
+  int64_t n;            // at most 16
+  int dim;
+  const float* points;   // [dim, n_points]
+  const float* offsets;  // [n_points]
+  int64_t n_points;
+};
+// best[n] becomes the highest score where that is higher, and place[n] its first place. The second
+// is for multiples of 64 points.
+void additive_best_ref(const AdditiveScoring& scoring, float* best, int32_t* place);
+void additive_best_avx512(const AdditiveScoring& scoring, float* best, int32_t* place);
+// The places, in [n], of the scores that are no lower than `least`; returns how many.
+int64_t additive_places_avx512(float least, const float* scores, int64_t n, uint16_t* places);
 
 // Vectors to fit books to: x [rows, blocks * dim]; weight[blocks * dim] of each column, 0 where
 // there is none.

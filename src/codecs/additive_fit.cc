@@ -10,8 +10,44 @@
 namespace quern {
 namespace {
 
+constexpr int64_t kProbes = 12;    // cells searched in large books, beside 32 when coding
+constexpr float kOvershoot = .9f;  // of k-means before its last step: half as many steps are needed
 constexpr uint64_t kSeed = 0x61646469;
-constexpr double kClusterTolerance = 1e-3, kJointTolerance = 1e-3;  // of the loss, to go on
+constexpr double kClusterTolerance = 3e-3, kJointTolerance = 1.5e-3;  // of the loss, to go on
+
+// Puts points beside their neighbours: halves along the widest coordinate, of halves, down to
+// cells.
+void sort_into_cells(AdditiveBooks& one) {
+  const int dim = one.dim;
+  std::vector<int64_t> order(static_cast<size_t>(one.k));
+  std::iota(order.begin(), order.end(), 0);
+  for (int64_t width = one.k; width > kAdditiveCell; width /= 2) {
+    parallel_for(one.k, width, [&](int64_t begin, int64_t end) {
+      double sum[kMaxAdditiveDim] = {}, squares[kMaxAdditiveDim] = {}, widest = -1;
+      const auto first = order.begin() + begin, last = order.begin() + end;
+      for (auto c = first; c != last; ++c) {
+        for (int t = 0; t < dim; ++t) {
+          const double value = one.point(0, *c)[t];
+          sum[t] += value;
+          squares[t] += value * value;
+        }
+      }
+      int axis = 0;
+      for (int t = 0; t < dim; ++t) {
+        const double spread = squares[t] - sum[t] * sum[t] / static_cast<double>(width);
+        if (spread > widest) widest = spread, axis = t;
+      }
+      std::nth_element(first, first + width / 2, last, [&](int64_t a, int64_t b) {
+        return one.point(0, a)[axis] < one.point(0, b)[axis];
+      });
+    });
+  }
+  AdditiveBooks sorted = one;
+  for (int64_t c = 0; c < one.k; ++c) {
+    std::copy_n(one.point(0, order[static_cast<size_t>(c)]), dim, sorted.point(0, c));
+  }
+  one = std::move(sorted);
+}
 
 // Vectors by column of blocks, then row: those of a column share a metric.
 class Fitter {
@@ -45,16 +81,12 @@ class Fitter {
         for (int t = 0; t < books_.dim; ++t) rest(v, t) -= one.point(0, code)[t];
       }
     }
-    for (int i = 0; i < options_.iterations && m > 1 && loss > 0; ++i) {
+    bool is_settled = m == 1;
+    for (int i = 0; i < options_.iterations && !is_settled && loss > 0; ++i) {
       const double now = assign(x_, books_, AdditiveSearch::Start::kKeep, all);
-      if (!(now < loss * (1 - kJointTolerance))) {
-        loss = std::min(loss, now);
-        break;
-      }
-      loss = now;
-      for (int book = 0; book < m; ++book) {
-        take_means(book, all);
-      }
+      is_settled = i + 1 == options_.iterations || !(now < loss * (1 - kJointTolerance));
+      loss = std::min(loss, now);
+      for (int book = 0; book < m; ++book) take_means(book, all, is_settled ? 0 : kOvershoot);
     }
     double mass = 0;
     for (const float h : weight_) mass += h;
@@ -66,11 +98,11 @@ class Fitter {
   double assign(const Matrix<float>& x, const AdditiveBooks& books, AdditiveSearch::Start start,
                 std::vector<uint16_t>& codes) {
     const int dim = books.dim;
-    const Matrix<float> columns = additive_columns(books);
+    const AdditiveCells cells(books);
     parallel_for(blocks_, 1, [&](int64_t j, int64_t) {
       Matrix<float> metric(dim, dim);
       for (int t = 0; t < dim; ++t) metric(t, t) = weight_[static_cast<size_t>(j * dim + t)];
-      const AdditiveSearch search(books, columns, metric.view(), options_.beam);
+      const AdditiveSearch search(books, cells, metric.view(), options_.beam, kProbes);
       search.code(x.row(j * rows_), rows_, start, codes.data() + j * rows_ * books.books,
                   cost_.data() + j * rows_);
     });
@@ -94,11 +126,15 @@ class Fitter {
   double cluster(const Matrix<float>& x, AdditiveBooks& one, std::vector<uint16_t>& codes) {
     seed(x, one);
     double last = std::numeric_limits<double>::infinity();
+    bool is_settled = false;
     for (int i = 0;; ++i) {
+      sort_into_cells(one);
       const double loss = assign(x, one, AdditiveSearch::Start::kFresh, codes);
-      if (i == options_.iterations || !(loss < last * (1 - kClusterTolerance))) return loss;
+      if (i == options_.iterations || is_settled) return loss;
+      is_settled = i + 1 == options_.iterations || !(loss < last * (1 - kClusterTolerance));
       last = loss;
-      const std::vector<int64_t> empty = move_to_means(0, x, codes, 1, 0, one);
+      const std::vector<int64_t> empty =
+          move_to_means(0, x, codes, 1, 0, is_settled ? 0 : kOvershoot, one);
       std::vector<int64_t> worst(static_cast<size_t>(x.rows()));
       std::iota(worst.begin(), worst.end(), 0);
       const auto moved = static_cast<int64_t>(std::min(empty.size(), worst.size()));
@@ -115,11 +151,12 @@ class Fitter {
     }
   }
 
-  // Points of a book become the means of the vectors x that they serve; returns those that serve
+  // Points of a book become the means of the vectors x that they serve, or go past these by
+  // `overshoot` times the way, which raises no loss up to once the way; returns those that serve
   // none. Code v is codes[v * stride + offset].
   std::vector<int64_t> move_to_means(int book, const Matrix<float>& x,
                                      const std::vector<uint16_t>& codes, int stride, int offset,
-                                     AdditiveBooks& books) const {
+                                     float overshoot, AdditiveBooks& books) const {
     Matrix<double> sum(books.k, books.dim), mass(books.k, books.dim);
     std::vector<bool> serves(static_cast<size_t>(books.k));
     for (int64_t v = 0; v < x.rows(); ++v) {
@@ -135,14 +172,17 @@ class Fitter {
     for (int64_t c = 0; c < books.k; ++c) {
       if (!serves[static_cast<size_t>(c)]) empty.push_back(c);
       for (int t = 0; t < books.dim; ++t) {
-        if (mass(c, t) > 0) books.point(book, c)[t] = static_cast<float>(sum(c, t) / mass(c, t));
+        if (!(mass(c, t) > 0)) continue;
+        const auto mean = static_cast<float>(sum(c, t) / mass(c, t));
+        float& value = books.point(book, c)[t];
+        value = mean + overshoot * (mean - value);
       }
     }
     return empty;
   }
 
   // One book becomes the means of what the others leave.
-  void take_means(int book, const std::vector<uint16_t>& all) {
+  void take_means(int book, const std::vector<uint16_t>& all, float overshoot) {
     const int m = books_.books;
     Matrix<float> rest = x_;
     for (int64_t v = 0; v < rest.rows(); ++v) {
@@ -152,7 +192,7 @@ class Fitter {
         for (int t = 0; t < books_.dim; ++t) rest(v, t) -= point[t];
       }
     }
-    move_to_means(book, rest, all, m, book, books_);
+    move_to_means(book, rest, all, m, book, overshoot, books_);
   }
 
   const std::vector<float>& weight_;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <numeric>
 #include <set>
 #include <vector>
 
@@ -20,6 +21,12 @@ AdditiveBooks random_books(int books, int64_t k, int dim, uint64_t seed) {
   Random random(seed);
   for (float& value : result.values) value = static_cast<float>(random.gaussian());
   return result;
+}
+
+Matrix<float> identity(int dim) {
+  Matrix<float> metric(dim, dim);
+  for (int t = 0; t < dim; ++t) metric(t, t) = 1;
+  return metric;
 }
 
 double cost(const AdditiveBooks& books, const uint16_t* codes, const float* x,
@@ -58,8 +65,8 @@ TEST(Additive, OneBookIsSearchedExactlyInAnyMetric) {
     for (const int width : {8, 7, 3, 1}) {
       const AdditiveBooks books = random_books(1, k, 8, 1);
       const Matrix<float> metric = random_metric(width, 2), x = gaussian_matrix(21, 8, 3);
-      const Matrix<float> columns = additive_columns(books);
-      const AdditiveSearch search(books, columns, metric.view(), 1);
+      const AdditiveCells cells(books);
+      const AdditiveSearch search(books, cells, metric.view(), 1);
       std::vector<uint16_t> codes(21);
       std::vector<float> found(21);
       search.code(x.data(), 21, AdditiveSearch::Start::kFresh, codes.data(), found.data());
@@ -75,11 +82,12 @@ TEST(Additive, OneBookIsSearchedExactlyInAnyMetric) {
 
 TEST(Additive, ABeamOfAllPointsFindsTheBestSum) {
   const AdditiveBooks books = random_books(2, 16, 8, 4);
-  const Matrix<float> metric = random_metric(8, 5), columns = additive_columns(books);
+  const Matrix<float> metric = random_metric(8, 5);
+  const AdditiveCells cells(books);
   const Matrix<float> x = gaussian_matrix(30, 8, 6);
   double wide = 0, narrow = 0;
   for (const int beam : {1, 16}) {
-    const AdditiveSearch search(books, columns, metric.view(), beam);
+    const AdditiveSearch search(books, cells, metric.view(), beam);
     std::vector<uint16_t> codes(60);
     std::vector<float> found(30);
     search.code(x.data(), 30, AdditiveSearch::Start::kFresh, codes.data(), found.data());
@@ -96,10 +104,11 @@ TEST(Additive, ABeamOfAllPointsFindsTheBestSum) {
 
 TEST(Additive, CodesThatAreBetterAreKept) {
   const AdditiveBooks books = random_books(3, 16, 8, 7);
-  const Matrix<float> metric = random_metric(8, 8), columns = additive_columns(books);
+  const Matrix<float> metric = random_metric(8, 8);
+  const AdditiveCells cells(books);
   const Matrix<float> x = gaussian_matrix(40, 8, 9);
-  const AdditiveSearch greedy(books, columns, metric.view(), 1),
-      wide(books, columns, metric.view(), 16);
+  const AdditiveSearch greedy(books, cells, metric.view(), 1),
+      wide(books, cells, metric.view(), 16);
   std::vector<uint16_t> best(120), codes;
   std::vector<float> before(40), after(40);
   wide.code(x.data(), 40, AdditiveSearch::Start::kFresh, best.data(), before.data());
@@ -108,6 +117,70 @@ TEST(Additive, CodesThatAreBetterAreKept) {
   for (size_t i = 0; i < 40; ++i) EXPECT_LE(after[i], before[i]);
   greedy.code(x.data(), 40, AdditiveSearch::Start::kFresh, codes.data(), after.data());
   EXPECT_NE(codes, best) << "or nothing was kept";
+}
+
+// Of books of more than 4096 points only the 32 nearest cells are searched.
+TEST(Additive, LargeBooksAreSearchedNearly) {
+  AdditiveSample sample{gaussian_matrix(1 << 14, 8, 21), std::vector<float>(8, 1)};
+  AdditiveBooks books(1, 1 << 14, 8);
+  additive_fit(sample, {1, 0}, books);  // the vectors in cells
+  const AdditiveCells cells(books);
+  const Matrix<float> x = gaussian_matrix(600, 8, 22);
+  // Centers tell less in a metric that is long in one direction.
+  for (const auto& [metric, loss] : {std::pair(random_metric(8, 23), 1.01), {identity(8), 1.002}}) {
+    std::vector<uint16_t> codes(600);
+    std::vector<float> all(600), few(600), near(600);
+    const MatrixView<const float> g = metric.view();
+    const auto search = [&](int64_t probes, std::vector<float>& cost) {
+      AdditiveSearch(books, cells, g, 1, probes)
+          .code(x.data(), 600, AdditiveSearch::Start::kFresh, codes.data(), cost.data());
+      return std::accumulate(cost.begin(), cost.end(), 0.0);
+    };
+    const double exact = search(cells.cells, all);
+    EXPECT_LT(search(4, few), 1.2 * exact);
+    EXPECT_LT(search(AdditiveSearch::kProbes, near), loss * exact);
+    for (size_t i = 0; i < 600; ++i) {
+      EXPECT_GE(few[i], all[i] * (1 - 1e-5f));
+      EXPECT_GE(near[i], all[i] * (1 - 1e-5f));
+    }
+  }
+}
+
+TEST(Additive, FastSearchHasTheBitsOfTheReference) {
+  if (!host_has(Isa::kAvx512)) GTEST_SKIP();
+  for (const int dim : {8, 32}) {
+    for (const int64_t n_points : {64, 128}) {
+      Matrix<float> slopes = gaussian_matrix(16, dim, 24), points(dim, n_points);
+      Random random(25);
+      for (int64_t i = 0; i < dim * n_points; ++i) {
+        points.data()[i] = static_cast<float>(random.below(3));  // many ties
+      }
+      std::vector<float> offsets(static_cast<size_t>(n_points));
+      for (float& offset : offsets) offset = static_cast<float>(random.below(2));
+      for (const int64_t n : {1, 3, 4, 7, 8, 15, 16}) {
+        std::vector<float> expected(16, -1), got(16, -1);
+        expected[2] = got[2] = 1e9f;
+        std::vector<int32_t> expected_place(16, -1), place(16, -1);
+        const AdditiveScoring scoring{slopes.data(),  n,       dim, points.data(),
+                                      offsets.data(), n_points};
+        additive_best_ref(scoring, expected.data(), expected_place.data());
+        additive_best_avx512(scoring, got.data(), place.data());
+        EXPECT_EQ(got, expected) << n;
+        EXPECT_EQ(place, expected_place) << n;
+      }
+    }
+  }
+  for (const int64_t n : {1, 15, 16, 17, 31, 33, 128}) {
+    const Matrix<float> scores = gaussian_matrix(1, n, 26);
+    const float least = scores(0, n / 2);
+    std::vector<uint16_t> expected, places(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) {
+      if (scores(0, i) >= least) expected.push_back(static_cast<uint16_t>(i));
+    }
+    places.resize(
+        static_cast<size_t>(additive_places_avx512(least, scores.data(), n, places.data())));
+    EXPECT_EQ(places, expected);
+  }
 }
 
 AdditiveSample random_sample(int64_t rows, int64_t blocks, uint64_t seed) {
@@ -138,13 +211,13 @@ TEST(Additive, OneBookIsWeightedKMeans) {
   const AdditiveSample sample = random_sample(50, 8, 11);
   AdditiveBooks books(1, 16, 8);
   additive_fit(sample, {1, 1000}, books);
-  const Matrix<float> columns = additive_columns(books);
+  const AdditiveCells cells(books);
   Matrix<double> sum(16, 8), mass(16, 8);
   double spread = 0;
   for (int64_t j = 0; j < 8; ++j) {
     Matrix<float> metric(8, 8);
     for (int t = 0; t < 8; ++t) metric(t, t) = sample.weight[static_cast<size_t>(8 * j + t)];
-    const AdditiveSearch search(books, columns, metric.view(), 1);
+    const AdditiveSearch search(books, cells, metric.view(), 1);
     for (int64_t i = 0; i < 50; ++i) {
       uint16_t code;
       float rest;

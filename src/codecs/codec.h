@@ -155,6 +155,9 @@ class Codec : public Decoder {
   // side info chosen before, and writes what they decode to.
   virtual void encode(MatrixView<const float> w, int64_t row, int64_t col,
                       const MutableCodes& codes, MatrixView<float> w_hat) const = 0;
+  // Rows that encode and encode_block should get at once, where there are as many: what a call
+  // prepares serves them all.
+  virtual int64_t encode_rows() const { return 32; }
   // As encode, for one block and nearest in a metric: (w - w_hat) metric (w - w_hat)^T is to be
   // small for each row. `metric` [w.cols, w.cols] is symmetric and positive. Codecs that know no
   // better take the plain distance.

@@ -28,7 +28,7 @@ void code_to_nearest(const Codec& codec, MatrixView<const float> w, const Mutabl
                      MatrixView<float> w_hat) {
   const int64_t group = codec.group_cols(w.cols);
   codec.fit_matrix({w}, codes);
-  parallel_for(w.rows, piece(codec, 1), [&](int64_t begin, int64_t end) {
+  parallel_for(w.rows, piece(codec, codec.encode_rows()), [&](int64_t begin, int64_t end) {
     for (int64_t col = 0; col < w.cols; col += group) {
       const int64_t width = std::min(group, w.cols - col);
       const auto part = w.row_range(begin, end - begin).col_range(col, width);

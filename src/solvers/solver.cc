@@ -42,8 +42,7 @@ Result<std::unique_ptr<Solver>> make_solver(const spec::Call& call) {
 }
 
 int64_t rows_per_piece(const Codec& codec) {
-  constexpr int64_t kRows = 32;
-  return ceil_div(kRows, codec.block_rows()) * codec.block_rows();
+  return ceil_div(codec.encode_rows(), codec.block_rows()) * codec.block_rows();
 }
 
 namespace {

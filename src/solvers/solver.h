@@ -59,7 +59,7 @@ std::span<const SolverInfo> solvers();  // the rows of list.inc
 const SolverInfo* find_solver(std::string_view name);
 Result<std::unique_ptr<Solver>> make_solver(const spec::Call& call);
 
-// Rows that a solver hands to one thread: whole strips of the codec, 32 or more.
+// Rows that a solver hands to one thread: whole strips of the codec, as many as it likes to get.
 int64_t rows_per_piece(const Codec& codec);
 
 // tr(A H A^T); H empty: the squared Frobenius norm. Fixed order of summation, parallel.
