@@ -188,6 +188,7 @@ class Compression {
     coded->codes = owner->view();
     coded->bias = std::move(bias);
     coded->owner = owner;
+    *coded = in_runtime_form(std::move(*coded), codec);
     return {};
   }
 
@@ -258,7 +259,7 @@ class Compression {
     }
     linear.owner = file;
     QUERN_ASSIGN(linear.bias, fused_->bias(weight.id));
-    return linear;
+    return in_runtime_form(std::move(linear), weight.solver->codec());
   }
 
   Status finish_step(int step, const std::vector<OutputTensor>& tensors, const Json& report) {
