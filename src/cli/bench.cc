@@ -46,6 +46,7 @@ Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed
   const auto bytes = static_cast<double>(model.bytes_per_token());
   return {{"model", valid_utf8(o.shape.empty() ? o.model : o.shape)},
           {"codec", codec_names(model)},
+          {"activations", o.synthetic.activations == Activations::kInt8 ? "int8" : "exact"},
           {"isa", isa_name(kernels().isa)},
           {"threads", thread_count()},
           {"n_prompt", o.speed.n_prompt},
@@ -61,13 +62,25 @@ Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed
           {"weight_gb_per_second", bytes * reads_per_second / 1e9}};
 }
 
+// The limit over a prompt: that of the instructions which multiply most of the weights. Coded ones
+// may be multiplied as integers, dense ones never are.
+std::string prompt_peak(const BenchOptions& o, const Model& model) {
+  double coded = 0, dense = 0;
+  model.for_each_linear([&](const LinearWeight& weight) {
+    (weight.codec == nullptr ? dense : coded) += static_cast<double>(weight.n_out * weight.n_in);
+  });
+  const bool is_int8 = coded > dense && o.synthetic.activations == Activations::kInt8;
+  if (is_int8 && kernels().isa == Isa::kAvx512) return "int8_vnni";
+  return fmt::format("fp32_{}", isa_name(kernels().isa));
+}
+
 // Of what the machine read and multiplied at best, minutes before.
 void add_shares(const BenchOptions& o, const Model& model, const SpeedResult& speed,
                 const Roofline& roofline, Json& json) {
   const WeightWork work = weight_work(model);
   const auto n = static_cast<double>(o.speed.n_prompt);
   const double operations = 2 * (work.per_token + work.per_head / n) * speed.prompt.median();
-  const std::string peak = fmt::format("fp32_{}", isa_name(kernels().isa));
+  const std::string peak = prompt_peak(o, model);
   json["bandwidth_share"] =
       json["weight_gb_per_second"].get<double>() * 1e9 / roofline.read.all_threads;
   json["prompt_peak"] = peak;

@@ -290,6 +290,10 @@ TEST(Cli, BenchTimesAModelOrAShape) {
   EXPECT_EQ(keys_missing(shares["roofline"],
                          {"read_gb_per_second", "copy_gb_per_second", "peak_gop_per_second"}),
             std::vector<std::string>());
+  EXPECT_EQ(shares["prompt_peak"].get<std::string>().rfind("fp32_", 0), 0u) << "nothing is coded";
+}
+
+TEST(Cli, BenchRefusesWhatItCannotTime) {
   expect_failure({"bench"}, 2, "--shape");
   expect_failure({"bench", kTiny, "--shape", "tiny"}, 2, "--shape");
   expect_failure({"bench", "--shape", "huge"}, 2, "tinyllama");
