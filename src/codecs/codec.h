@@ -102,7 +102,7 @@ class LinearPart {
 struct PanelTile {
   int64_t rows = kPanelRows;    // a multiple of it
   int64_t cols = 0;             // a multiple of `group`; 0: whole rows
-  int64_t group = kPanelGroup;  // columns that share a scale, a multiple of it
+  int64_t group = kPanelGroup;  // columns that share a scale
 };
 
 // What reading a coded matrix takes.

@@ -234,7 +234,7 @@ TEST(Conformance, PanelsAreWhatDecodeGivesRounded) {
       }
       const PanelTile tile = codec.panel_tile(width);
       ASSERT_EQ(tile.rows % kPanelRows, 0);
-      ASSERT_EQ(tile.group % kPanelGroup, 0);
+      ASSERT_EQ(tile.group % kPanelGroupUnit, 0);
       ASSERT_LE(tile.group, kMostPanelGroup);
       ASSERT_EQ(tile.cols % tile.group, 0);
       const int64_t cols = tile.cols == 0 ? width : tile.cols;

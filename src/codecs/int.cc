@@ -32,6 +32,7 @@
 #include "codecs/int.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -40,6 +41,7 @@
 #include "base/float_types.h"
 #include "codecs/bit_stream.h"
 #include "codecs/claims.h"
+#include "codecs/code_panels.h"
 #include "kernels/kernels.h"
 
 namespace quern {
@@ -110,7 +112,12 @@ class IntCodec final : public Codec {
         grid_(params.word("grid")),
         clip_search_(params.word("clip") == "search"),
         norm_(params.number("norm")),
-        is_hqq_(params.word("zeros") == "hqq") {}
+        is_hqq_(params.word("zeros") == "hqq") {
+    const int zero = is_symmetric_ ? 1 << (bits_ - 1) : 0;
+    for (int code = 0; code < 256; ++code) {
+      panel_levels_[static_cast<size_t>(code)] = static_cast<uint8_t>(kPanelZero + code - zero);
+    }
+  }
 
   std::string spec() const override { return spec_; }
   Claim claim() const override { return find_claim(kClaims, spec_, bits_); }
@@ -175,7 +182,44 @@ class IntCodec final : public Codec {
     }
   }
 
+  // Codes less their zeros are bytes, unless both have 8 bits or zeros are fractions.
+  PanelTile panel_tile(int64_t n_in) const override {
+    const int64_t group = panel_group(n_in);
+    return group == 0 ? PanelTile() : row_tile(group, group_cols(n_in), n_in);
+  }
+
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, const MutablePanels& out) const override {
+    const int64_t in_panel = panel_group(codes.n_in), group = group_cols(codes.n_in);
+    if (in_panel == 0) return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
+    const int64_t groups = ceil_div(codes.n_in, group), n = ceil_div(n_cols, group);
+    const CodeRows rows{plane(codes, 0),
+                        nullptr,
+                        bits_,
+                        0,
+                        codes.n_in,
+                        panel_levels_.data(),
+                        is_symmetric_ ? nullptr : plane(codes, 2),
+                        group};
+    thread_local std::vector<float> scales;
+    scales.resize(static_cast<size_t>(kPanelRows * n));
+    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
+      const int64_t height = std::min(kPanelRows, n_rows - r), p = r / kPanelRows;
+      code_panel(rows, row + r, height, col, n_cols, in_panel, out.levels + p * out.levels_stride);
+      for (int64_t i = 0; i < height; ++i) {
+        kernels().f16_to_float(plane(codes, 1) + ((row + r + i) * groups + col / group) * 2, n,
+                               scales.data() + i * n);
+      }
+      scale_panel(scales.data(), n, height, n_cols, group, in_panel,
+                  out.scales + p * out.scales_stride);
+    }
+  }
+
  private:
+  int64_t panel_group(int64_t n_in) const {
+    return is_hqq_ || (bits_ == 8 && !is_symmetric_) ? 0 : panel_group_of(group_cols(n_in), n_in);
+  }
+
   using DecodeRow = void (*)(const IntRow&, float*);
 
   static const uint8_t* plane(const CodesView& codes, size_t i) {
@@ -310,6 +354,7 @@ class IntCodec final : public Codec {
   bool clip_search_;
   double norm_;
   bool is_hqq_;
+  std::array<uint8_t, 256> panel_levels_;  // of each code, less zeros of groups
 };
 
 constexpr std::string_view kExamples[] = {

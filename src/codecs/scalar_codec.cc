@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/checked.h"
+#include "codecs/code_panels.h"
 
 namespace quern {
 namespace {
@@ -23,6 +24,38 @@ struct GroupFit {
   float shift = 0;
 };
 
+// The levels of a table as level / unit + 128. The unit is one of which all levels are multiples,
+// if that leaves at least 64 of them on a side; levels that are no numbers become zero.
+struct ByteLevels {
+  std::array<uint8_t, 256> levels{};
+  float unit = 0;
+};
+
+ByteLevels byte_levels(const ScalarTable& table) {
+  constexpr int kMost = 127, kFewest = 64;
+  const float largest = std::max(table.highest(), -table.lowest());
+  const auto unit_of = [&](int n) { return largest / static_cast<float>(n); };
+  const auto is_exact = [&](int n) {
+    for (unsigned code = 0; code < 256; ++code) {
+      const float level = table.level(code);
+      if (std::isfinite(level) && level != unit_of(n) * std::nearbyint(level / unit_of(n))) {
+        return false;
+      }
+    }
+    return true;
+  };
+  int n = kMost;
+  while (n >= kFewest && !is_exact(n)) --n;
+  ByteLevels bytes;
+  bytes.unit = unit_of(n < kFewest ? kMost : n);
+  for (unsigned code = 0; code < 256; ++code) {
+    const float level = std::isfinite(table.level(code)) ? table.level(code) : 0;
+    bytes.levels[code] =
+        static_cast<uint8_t>(kPanelZero + static_cast<int>(std::nearbyint(level / bytes.unit)));
+  }
+  return bytes;
+}
+
 // The middle one; of an even number the mean of both.
 double median_of(std::span<const float> values, std::vector<float>& scratch) {
   scratch.assign(values.begin(), values.end());
@@ -38,7 +71,8 @@ class ScalarCodec final : public Codec {
       : o_(std::move(options)),
         split_(o_.table.bits()),
         scales_("scale", o_.scale, ScalarUse::kScale, split_.high > 0 ? 2 : 1),
-        shifts_("shift", o_.shift_form, ScalarUse::kShift, plane_count()) {}
+        shifts_("shift", o_.shift_form, ScalarUse::kShift, plane_count()),
+        panel_levels_(byte_levels(o_.table)) {}
 
   std::string spec() const override { return o_.spec; }
   Claim claim() const override { return o_.claim; }
@@ -148,7 +182,44 @@ class ScalarCodec final : public Codec {
     }
   }
 
+  // Levels are rounded to bytes of the largest.
+  PanelTile panel_tile(int64_t n_in) const override {
+    const int64_t group = panel_group(n_in);
+    return group == 0 ? PanelTile() : row_tile(group, group_cols(n_in), n_in);
+  }
+
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, const MutablePanels& out) const override {
+    const int64_t in_panel = panel_group(codes.n_in), group = group_cols(codes.n_in);
+    if (in_panel == 0) return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
+    const int64_t n = ceil_div(n_cols, group);
+    const CodeRows rows{stream(codes, 0, 0, split_.low),
+                        split_.high > 0 ? stream(codes, 1, 0, split_.high) : nullptr,
+                        split_.low,
+                        split_.high,
+                        codes.n_in,
+                        panel_levels_.levels.data(),
+                        nullptr,
+                        group};
+    thread_local std::vector<float> scales;
+    scales.resize(static_cast<size_t>(kPanelRows * n));
+    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
+      const int64_t height = std::min(kPanelRows, n_rows - r), p = r / kPanelRows;
+      code_panel(rows, row + r, height, col, n_cols, in_panel, out.levels + p * out.levels_stride);
+      for (int64_t i = 0; i < height; ++i) {
+        scales_.load(codes, (row + r + i) * groups(codes.n_in) + col / group, n,
+                     scales.data() + i * n);
+      }
+      kernels().scale(panel_levels_.unit, kPanelRows * n, scales.data());
+      scale_panel(scales.data(), n, height, n_cols, group, in_panel,
+                  out.scales + p * out.scales_stride);
+    }
+  }
+
  private:
+  int64_t panel_group(int64_t n_in) const {
+    return o_.sides > 1 || has_shift() ? 0 : panel_group_of(group_cols(n_in), n_in);
+  }
   bool has_shift() const { return o_.shift != ShiftRule::kNone; }
   int64_t groups(int64_t n_in) const { return ceil_div(n_in, group_cols(n_in)); }
 
@@ -324,6 +395,7 @@ class ScalarCodec final : public Codec {
   ScalarCodecOptions o_;
   CodeSplit split_;
   StoredScalars scales_, shifts_;
+  ByteLevels panel_levels_;
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <array>
 #include <vector>
 
+#include "codecs/byte_table_avx512.h"
 #include "codecs/trellis.h"
 #include "kernels/intrinsics.h"
 #include "kernels/panels.h"
@@ -54,29 +55,6 @@ const Chunk& chunk_at(const TrellisCode& code, int64_t start) {
   return chunks[static_cast<size_t>(code.eighths)][static_cast<size_t>(start / 2)];
 }
 
-// levels[index] + 128 for 64 indices; bits above an index are ignored.
-template <int kLevelBits>
-class LevelBytes {
- public:
-  explicit LevelBytes(const TrellisCode& code) {
-    for (int i = 0; i < kTables; ++i) {
-      tables_[i] = _mm512_xor_si512(_mm512_loadu_si512(code.levels + 64 * i),
-                                    _mm512_set1_epi8(static_cast<char>(kPanelZero)));
-    }
-  }
-  __m512i operator()(__m512i index) const {
-    if constexpr (kLevelBits == 6) return _mm512_permutexvar_epi8(index, tables_[0]);
-    const __m512i lower = _mm512_permutex2var_epi8(tables_[0], index, tables_[1]);
-    if constexpr (kLevelBits == 7) return lower;
-    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), lower,
-                                  _mm512_permutex2var_epi8(tables_[2], index, tables_[3]));
-  }
-
- private:
-  static constexpr int kTables = 1 << (kLevelBits - 6);
-  __m512i tables_[4];
-};
-
 // Words [first, first + 8) of the stream, of which some may not exist.
 inline __m512i existing_words(const TrellisStrip& strip, int64_t first) {
   unsigned present = 0;
@@ -85,6 +63,12 @@ inline __m512i existing_words(const TrellisStrip& strip, int64_t first) {
   }
   return _mm512_castsi256_si512(
       _mm256_maskz_loadu_epi32(static_cast<__mmask8>(present), strip.words + 4 * first));
+}
+
+std::array<uint8_t, 256> biased_levels(const TrellisCode& code) {
+  std::array<uint8_t, 256> levels;
+  for (size_t i = 0; i < 256; ++i) levels[i] = static_cast<uint8_t>(kPanelZero + code.levels[i]);
+  return levels;
 }
 
 // What all chunks of a matrix share.
@@ -96,7 +80,7 @@ class Decoder {
         strip_(strip),
         window_(window),
         column_bits_(strip.height / 8 * code.eighths),
-        level_bytes_(code),
+        level_bytes_(biased_levels(code).data()),
         multiplier_(_mm512_set1_epi32(static_cast<int>(
             static_cast<uint16_t>(code.multiplier_low) |
             static_cast<uint32_t>(static_cast<uint16_t>(code.multiplier_high)) << 16))),
@@ -164,7 +148,7 @@ class Decoder {
   const TrellisStrip& strip_;
   const TrellisWindow& window_;
   int64_t column_bits_;
-  LevelBytes<kLevelBits> level_bytes_;
+  ByteTable<kLevelBits> level_bytes_;
   __m512i multiplier_, high_bytes_;
 };
 

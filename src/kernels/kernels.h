@@ -98,8 +98,8 @@ struct KernelTable {
   // is zero; one with an infinity or a NaN has zero levels and a scale of NaN.
   void (*quantize_row)(const float* x, int64_t k, int64_t group, int8_t* levels, float* scales,
                        int32_t* offsets);
-  // Rounds 16 rows of weights [n_rows, k] likewise to one panel; rows and columns that are missing
-  // are zero.
+  // Rounds 16 rows of weights [n_rows, k] likewise to one panel, its groups a multiple of 64; rows
+  // and columns that are missing are zero.
   void (*quantize_panel)(const float* w, int64_t n_rows, int64_t k, int64_t group, uint8_t* levels,
                          float* scales);
   // y[i, r] gathers the panels' groups (see kernels/panels.h); r < w.n_rows.

@@ -3,7 +3,7 @@
 // meet quantized activations.
 //
 // Weights come in panels of 16 rows, the operand that VNNI and AMX read without a shuffle. The
-// columns are cut into groups of `group`, a multiple of 64; row r of a panel is
+// columns are cut into groups of `group`, a multiple of 16; row r of a panel is
 //     w[r, j] = scale[g, r] (level[j / 4, r, j % 4] - 128),   g = j / group.
 // Rows of activations share the groups:
 //     x[i, j] = scale[i, g] level[i, j],   level in -127 .. 127.
@@ -17,7 +17,8 @@
 namespace quern {
 
 inline constexpr int64_t kPanelRows = 16;
-inline constexpr int64_t kPanelGroup = 64;        // groups are a multiple of this
+inline constexpr int64_t kPanelGroup = 64;  // columns of a group, unless a codec has its own
+inline constexpr int64_t kPanelGroupUnit = 16;
 inline constexpr int64_t kMostPanelGroup = 1024;  // a group's dot is exact in a float
 inline constexpr uint8_t kPanelZero = 128;        // the level of a zero
 
