@@ -166,6 +166,11 @@ class Codec : public Decoder {
                             MatrixView<float> w_hat) const {
     encode(w, row, col, codes, w_hat);
   }
+  // The values that a weight of this row and column may take under the side info chosen before, in
+  // any order; encode of one of them returns it. Only of codecs with lists_levels().
+  virtual bool lists_levels() const { return false; }
+  virtual void levels(const CodesView& /*codes*/, int64_t /*row*/, int64_t /*col*/,
+                      std::vector<float>& /*values*/) const {}
   // Copies what encode writes for rows [row, row + n_rows), whole strips, between planes of these
   // specs: unless overridden, the slices of planes that have a row or a strip for first dimension.
   virtual void copy_rows(std::span<const PlaneSpec> specs, const MutableCodes& from, int64_t row,

@@ -3,6 +3,7 @@
 // vectors, groups and bytes.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -259,6 +260,26 @@ TEST(Conformance, ClaimedErrorHolds) {
     if (codec.claim().mse == 0) return;
     const Matrix<float> w = gaussian(256, 512, 6);
     EXPECT_LE(mse(w, decode(codec, encode(codec, w).codes)), 1.02 * codec.claim().mse);
+  });
+}
+
+TEST(Conformance, ListedValuesAreCodedWithoutError) {
+  for_each_example([](const Codec& codec) {
+    if (!codec.lists_levels()) return;
+    Coded coded = encode(codec, gaussian(2, 40, 8));
+    const MutableCodes codes = coded.codes.mutable_view();
+    std::vector<float> values;
+    for (const int64_t col : {0, 39}) {
+      codec.levels(codes, 1, col, values);
+      EXPECT_GT(values.size(), 1u);
+      EXPECT_NE(std::find(values.begin(), values.end(), coded.w_hat(1, col)), values.end());
+      for (const float value : values) {
+        if (!std::isfinite(value)) continue;
+        float w_hat;
+        codec.encode({&value, 1, 1, 1}, 1, col, codes, {&w_hat, 1, 1, 1});
+        EXPECT_EQ(w_hat, value);
+      }
+    }
   });
 }
 

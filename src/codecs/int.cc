@@ -170,6 +170,15 @@ class IntCodec final : public Codec {
     }
   }
 
+  bool lists_levels() const override { return true; }
+  void levels(const CodesView& codes, int64_t row, int64_t col,
+              std::vector<float>& values) const override {
+    const int64_t group = group_cols(codes.n_in);
+    const Grid grid = load(codes, row * ceil_div(codes.n_in, group) + col / group);
+    values.clear();
+    for (int code = 0; code < 1 << bits_; ++code) values.push_back(value(code, grid));
+  }
+
   void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const override {
     const int64_t group = group_cols(codes.n_in);
     const int64_t groups = ceil_div(codes.n_in, group);

@@ -167,6 +167,17 @@ class ScalarCodec final : public Codec {
     }
   }
 
+  bool lists_levels() const override { return true; }
+  void levels(const CodesView& codes, int64_t row, int64_t col,
+              std::vector<float>& values) const override {
+    const GroupFit fit = load(codes, row * groups(codes.n_in) + col / group_cols(codes.n_in));
+    values.clear();
+    for (unsigned code = 0; code < 1u << o_.table.bits(); ++code) {
+      values.push_back(scaled_level(code, fit));
+      if (has_shift()) values.back() += fit.shift;
+    }
+  }
+
   void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const override {
     const int64_t n_groups = groups(codes.n_in);
     std::vector<float> scales(static_cast<size_t>(n_groups * o_.sides));
