@@ -43,7 +43,7 @@ Matrix<float> decode(const Codec& codec, const CodedMatrix& codes) {
 }
 
 // Of rows [row, row + n) and columns [col, col + n_cols), as floats.
-Matrix<float> decode_panels(const Codec& codec, const CodesView& codes, int64_t row, int64_t n,
+Matrix<float> decode_panels(const Decoder& codec, const CodesView& codes, int64_t row, int64_t n,
                             int64_t col, int64_t n_cols, float* largest_scale) {
   const int64_t group = codec.panel_tile(codes.n_in).group;
   const int64_t n_groups = (n_cols + group - 1) / group, n_panels = (n + 15) / 16;
@@ -219,6 +219,36 @@ TEST(Conformance, ZerosStayZero) {
   });
 }
 
+// Panels of a whole matrix and of its tiles.
+void expect_panels_of_decoded(const Decoder& codec, const CodesView& codes) {
+  const int64_t n_rows = codes.n_out, width = codes.n_in;
+  float scale = 0;
+  Matrix<float> w(n_rows, width);
+  codec.decode(codes, 0, n_rows, w.data());
+  const Matrix<float> rounded = decode_panels(codec, codes, 0, n_rows, 0, width, &scale);
+  for (int64_t i = 0; i < n_rows; ++i) {
+    for (int64_t j = 0; j < width; ++j) ASSERT_NEAR(w(i, j), rounded(i, j), 0.501f * scale);
+  }
+  const PanelTile tile = codec.panel_tile(width);
+  ASSERT_EQ(tile.rows % kPanelRows, 0);
+  ASSERT_EQ(tile.group % kPanelGroupUnit, 0);
+  ASSERT_LE(tile.group, kMostPanelGroup);
+  ASSERT_EQ(tile.cols % tile.group, 0);
+  const int64_t cols = tile.cols == 0 ? width : tile.cols;
+  for (int64_t row = 0; row < n_rows; row += tile.rows) {
+    const int64_t n = std::min(tile.rows, n_rows - row);
+    for (int64_t col = 0; col < width; col += cols) {
+      const Matrix<float> part =
+          decode_panels(codec, codes, row, n, col, std::min(cols, width - col), &scale);
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < part.cols(); ++j) {
+          ASSERT_EQ(part(i, j), rounded(row + i, col + j));
+        }
+      }
+    }
+  }
+}
+
 TEST(Conformance, PanelsAreWhatDecodeGivesRounded) {
   for_each_example([](const Codec& codec) {
     for (const int64_t width : {1, 31, 100, 256}) {
@@ -226,31 +256,9 @@ TEST(Conformance, PanelsAreWhatDecodeGivesRounded) {
       const int64_t n_rows = width == 256 && tile_rows > kPanelRows ? tile_rows + 5 : 21;
       if (!codec.planes(n_rows, width)) continue;
       const Coded coded = encode(codec, gaussian(n_rows, width, 8));
-      float scale = 0;
-      const Matrix<float> w = decode(codec, coded.codes);
-      const Matrix<float> rounded =
-          decode_panels(codec, coded.codes.view(), 0, n_rows, 0, width, &scale);
-      for (int64_t i = 0; i < n_rows; ++i) {
-        for (int64_t j = 0; j < width; ++j) ASSERT_NEAR(w(i, j), rounded(i, j), 0.501f * scale);
-      }
-      const PanelTile tile = codec.panel_tile(width);
-      ASSERT_EQ(tile.rows % kPanelRows, 0);
-      ASSERT_EQ(tile.group % kPanelGroupUnit, 0);
-      ASSERT_LE(tile.group, kMostPanelGroup);
-      ASSERT_EQ(tile.cols % tile.group, 0);
-      const int64_t cols = tile.cols == 0 ? width : tile.cols;
-      for (int64_t row = 0; row < n_rows; row += tile.rows) {
-        const int64_t n = std::min(tile.rows, n_rows - row);
-        for (int64_t col = 0; col < width; col += cols) {
-          const Matrix<float> part = decode_panels(codec, coded.codes.view(), row, n, col,
-                                                   std::min(cols, width - col), &scale);
-          for (int64_t i = 0; i < n; ++i) {
-            for (int64_t j = 0; j < part.cols(); ++j) {
-              ASSERT_EQ(part(i, j), rounded(row + i, col + j));
-            }
-          }
-        }
-      }
+      expect_panels_of_decoded(codec, coded.codes.view());
+      const auto form = codec.runtime_form(coded.codes.view());
+      if (form != nullptr) expect_panels_of_decoded(*form->decoder, form->codes.view());
     }
   });
 }

@@ -2,12 +2,14 @@
 #include "codecs/pulses.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdlib>
 
 #include "base/checked.h"
 #include "base/parallel.h"
 #include "codecs/bit_stream.h"
+#include "codecs/code_panels.h"
 #include "kernels/kernels.h"
 
 namespace quern {
@@ -18,7 +20,12 @@ constexpr int kLargest = 127;
 
 class PulsesDecoder final : public Decoder {
  public:
-  PulsesDecoder(int bits, int64_t dim) : bits_(bits), dim_(dim) {}
+  PulsesDecoder(int bits, int64_t dim) : bits_(bits), dim_(dim) {
+    for (int code = 0; code < 256; ++code) {
+      panel_levels_[static_cast<size_t>(code)] =
+          static_cast<uint8_t>(kPanelZero + code - (1 << (bits - 1)));
+    }
+  }
 
   std::string spec() const override { return fmt::format("pulses({}, dim={})", bits_, dim_); }
 
@@ -39,9 +46,34 @@ class PulsesDecoder final : public Decoder {
     }
   }
 
+  PanelTile panel_tile(int64_t n_in) const override {
+    const int64_t group = panel_group_of(dim_, n_in);
+    return group == 0 ? PanelTile() : row_tile(group, dim_, n_in);
+  }
+
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, const MutablePanels& out) const override {
+    const int64_t in_panel = panel_group_of(dim_, codes.n_in), groups = ceil_div(codes.n_in, dim_);
+    if (in_panel == 0) return Decoder::decode_panels(codes, row, n_rows, col, n_cols, out);
+    CodeRows rows;
+    rows.low = reinterpret_cast<const uint8_t*>(codes.planes[0]);
+    rows.low_bits = bits_;
+    rows.n_in = codes.n_in;
+    rows.levels = panel_levels_.data();
+    rows.group = dim_;
+    const auto* steps = reinterpret_cast<const float*>(codes.planes[1]) + row * groups + col / dim_;
+    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
+      const int64_t height = std::min(kPanelRows, n_rows - r), p = r / kPanelRows;
+      code_panel(rows, row + r, height, col, n_cols, in_panel, out.levels + p * out.levels_stride);
+      scale_panel(steps + r * groups, groups, height, n_cols, dim_, in_panel,
+                  out.scales + p * out.scales_stride);
+    }
+  }
+
  private:
   int bits_;
   int64_t dim_;
+  std::array<uint8_t, 256> panel_levels_;  // of each code
 };
 
 }  // namespace

@@ -67,6 +67,32 @@ TEST(Pulses, CodesAreAsWideAsTheLargestPulseNeeds) {
   EXPECT_EQ(form_with(128), nullptr);
 }
 
+// Levels and scales of panels multiply to what decode gives, to the bit.
+TEST(Pulses, PanelsAreExact) {
+  for (const char* text : {"pvq(2)", "pvq(3)", "pvq(4, dim=16)"}) {
+    constexpr int64_t kRows = 16, kCols = 256;
+    const auto codec = *make_codec(text);
+    const auto form =
+        codec->runtime_form(code_matrix(*codec, gaussian_matrix(kRows, kCols, 3)).view());
+    ASSERT_NE(form, nullptr);
+    const int64_t group = form->decoder->panel_tile(kCols).group;
+    Matrix<float> w(kRows, kCols);
+    form->decoder->decode(form->codes.view(), 0, kRows, w.data());
+    std::vector<uint8_t> levels(kRows * kCols);
+    std::vector<float> scales(static_cast<size_t>(kRows * kCols / group));
+    form->decoder->decode_panels(form->codes.view(), 0, kRows, 0, kCols,
+                                 {levels.data(), scales.data(), kRows * kCols, 0});
+    for (int64_t i = 0; i < kRows; ++i) {
+      for (int64_t j = 0; j < kCols; ++j) {
+        const int y = levels[static_cast<size_t>((j / 4 * kRows + i) * 4 + j % 4)] - kPanelZero;
+        ASSERT_EQ(scales[static_cast<size_t>(j / group * kRows + i)] * static_cast<float>(y),
+                  w(i, j))
+            << text;
+      }
+    }
+  }
+}
+
 TEST(Pulses, PointsOfManyPulsesStayAsTheyAre) {
   const auto codec = *make_codec("pvq(dim=2, pulses=255, gain_bits=2)");
   EXPECT_EQ(codec->runtime_form(code_matrix(*codec, gaussian_matrix(8, 32, 2)).view()), nullptr);
