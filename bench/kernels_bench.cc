@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The generic kernels at every ISA of the host, beside the machine's own limits measured in the
-// same run: multiply-adds out of registers, and reading memory; and the decoder of every example of
-// every codec. Each operation is checked against the reference before it is timed. One thread.
+// same run: multiply-adds out of registers, and reading memory; and the decoders, to floats and to
+// panels, of every example of every codec. Each operation is checked against the reference before
+// it is timed. One thread.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <string>
@@ -252,11 +254,41 @@ void decode(benchmark::State& state, std::string_view codec) {
       rate(static_cast<double>(weight->n_bytes()) * static_cast<double>(n) / kOut);
 }
 
+// The integer form of such rows, in pieces as a product of few tokens takes them.
+void panels(benchmark::State& state, std::string_view codec) {
+  constexpr int64_t kOut = 4096, kIn = 4096, kLevels = 16 << 10;
+  const auto weight = synthetic_linear(std::string(codec), kOut, kIn, 1);
+  if (!weight) {
+    state.SkipWithError(weight.error().message.c_str());
+    return;
+  }
+  const PanelTile tile = weight->codec->panel_tile(kIn);
+  const int64_t tile_cols = tile.cols == 0 ? kIn : tile.cols;
+  const int64_t cols = std::max<int64_t>(1, kLevels / tile.rows / tile_cols) * tile_cols;
+  const int64_t levels_stride = round_up(cols, tile.group) * kPanelRows;
+  const int64_t scales_stride = levels_stride / tile.group;
+  const int64_t n_panels = tile.rows / kPanelRows;
+  AlignedVector<uint8_t> levels(static_cast<size_t>(n_panels * levels_stride));
+  AlignedVector<float> scales(static_cast<size_t>(n_panels * scales_stride));
+  int64_t row = 0;
+  for (auto _ : state) {
+    for (int64_t col = 0; col < kIn; col += cols) {
+      weight->codec->decode_panels(weight->codes, row, tile.rows, col, std::min(cols, kIn - col),
+                                   {levels.data(), scales.data(), levels_stride, scales_stride});
+      benchmark::ClobberMemory();
+    }
+    row = row + 2 * tile.rows > kOut ? 0 : row + tile.rows;
+  }
+  state.counters["weights/s"] = rate(static_cast<double>(tile.rows * kIn));
+}
+
 void register_codecs() {
   for (const CodecInfo& info : codecs()) {
     for (const std::string_view text : info.examples) {
       benchmark::RegisterBenchmark(fmt::format("decode/{}", text).c_str(),
                                    [text](auto& state) { decode(state, text); });
+      benchmark::RegisterBenchmark(fmt::format("panels/{}", text).c_str(),
+                                   [text](auto& state) { panels(state, text); });
     }
   }
 }

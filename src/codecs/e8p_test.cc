@@ -194,6 +194,54 @@ TEST(E8p, EveryFastDecoderHasTheBitsOfTheReference) {
   }
 }
 
+TEST(E8p, FastPanelsHaveTheBytesOfTheReference) {
+  if (!host_has(Isa::kAvx512)) GTEST_SKIP();
+  std::vector<uint8_t> bytes(2 * 16 * 200);
+  Random random(11);
+  for (uint8_t& b : bytes) b = static_cast<uint8_t>(random.next());
+  E8pLevels levels;
+  for (uint8_t& level : levels.point) level = static_cast<uint8_t>(random.next());
+  for (uint8_t& level : levels.residual) level = static_cast<uint8_t>(random.next());
+  for (const E8pResidual kind : {E8pResidual::kNone, E8pResidual::kE8, E8pResidual::kE8p}) {
+    for (const int64_t n_blocks : {1, 2, 7, 31, 32, 33, 64, 65, 130}) {
+      for (const int64_t n_rows : {1, 5, 16}) {
+        // The last code is the last of its buffer, so that what reads further is found out.
+        const int64_t stride = n_blocks + 3, n = (n_rows - 1) * stride + n_blocks;
+        const std::vector<uint8_t> codes(bytes.end() - 2 * n, bytes.end());
+        const std::vector<uint8_t> residual(bytes.begin(),
+                                            bytes.begin() + (kind == E8pResidual::kE8 ? n : 2 * n));
+        const E8pBlocks blocks{codes.data(), residual.data(), stride, n_rows, n_blocks, kind};
+        std::vector<uint8_t> want(static_cast<size_t>(n_blocks + 1) * 128), got = want;
+        e8p_panel_ref(e8p_tables(), levels, blocks, want.data());
+        e8p_panel_avx512(e8p_tables(), levels, blocks, got.data());
+        for (int64_t i = 0; i < n_blocks * 128; ++i) {
+          if (i / 4 % 16 >= n_rows) continue;
+          ASSERT_EQ(got[i], want[i]) << n_blocks << " blocks, byte " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST(E8p, PanelsOfTwoBitsAreExact) {
+  const auto codec = *make_codec("e8p");
+  auto codes = *CodedMatrix::create(*codec, 16, 64);
+  const MutableCodes planes = codes.mutable_view();
+  Random random(12);
+  for (int i = 0; i < 16 * 8 * 2; ++i) planes.planes[0][i] = static_cast<std::byte>(random.next());
+  for (int i = 0; i < 16; ++i) planes.planes[1][2 * i + 1] = static_cast<std::byte>(0x30 + i / 4);
+  std::vector<float> w(16 * 64), scales(16);
+  std::vector<uint8_t> levels(16 * 64);
+  codec->decode(codes.view(), 0, 16, w.data());
+  codec->decode_panels(codes.view(), 0, 16, 0, 64, {levels.data(), scales.data(), 1024, 16});
+  for (int r = 0; r < 16; ++r) {
+    for (int j = 0; j < 64; ++j) {
+      const int level = levels[(j / 4 * 16 + r) * 4 + j % 4] - 128;
+      EXPECT_EQ(w[r * 64 + j], scales[r] * static_cast<float>(level));
+    }
+  }
+}
+
 TEST(E8p, GaussianErrorIsThatOfTheLattice) {
   const Matrix<float> w = gaussian_matrix(64, 4096, 4);
   EXPECT_NEAR(coding_error("e8p", w), 0.0913, 0.0009);
