@@ -218,6 +218,16 @@ class BillmCodec final : public Codec {
     bits_.decode(codes, row, n_rows, levels_of(), {}, dst);
   }
 
+  PanelTile panel_tile(int64_t n_in) const override { return bits_.panel_tile(n_in); }
+
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, const MutablePanels& out) const override {
+    if (!bits_.has_panels(codes.n_in)) {
+      return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
+    }
+    bits_.decode_panels(codes, row, n_rows, col, n_cols, levels_of(), out);
+  }
+
  private:
   int64_t place_of(const CodesView& codes, int64_t row, int64_t g) const {
     return 4 * (row * bits_.n_groups(codes.n_in) + g);
@@ -278,9 +288,11 @@ class BillmCodec final : public Codec {
     }
   }
 
-  BitPlanes::LevelsOf levels_of() const {
+  BitPlanes::NumbersOf levels_of() const {
     return [this](const CodesView& codes, int64_t row, int64_t first, int64_t n, float* levels) {
-      std::vector<float> scales(static_cast<size_t>(4 * n)), means(scales);
+      thread_local std::vector<float> scales, means;
+      scales.resize(static_cast<size_t>(4 * n));
+      means.assign(scales.size(), 0);
       scales_.load(codes, place_of(codes, row, first), 4 * n, scales.data());
       if (has_mean_) means_.load(codes, place_of(codes, row, first), 4 * n, means.data());
       for (size_t k = 0; k < scales.size(); ++k) {

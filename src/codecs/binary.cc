@@ -164,11 +164,30 @@ class BinaryCodec final : public Codec {
     bits_.decode(codes, row, n_rows, levels_of(), factors(codes, 0, codes.n_in), dst);
   }
 
+  PanelTile panel_tile(int64_t n_in) const override {
+    return has_vectors_ ? PanelTile() : bits_.panel_tile(n_in);
+  }
+
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, const MutablePanels& out) const override {
+    if (has_vectors_ || !bits_.has_panels(codes.n_in)) {
+      return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
+    }
+    if (has_mean_) return bits_.decode_panels(codes, row, n_rows, col, n_cols, levels_of(), out);
+    const auto scales_of = [this](const CodesView& c, int64_t i, int64_t first, int64_t n,
+                                  float* scales) {
+      scales_.load(c, i * bits_.n_groups(c.n_in) + first, n, scales);
+    };
+    bits_.decode_panels(codes, row, n_rows, col, n_cols, {1, -1}, scales_of, out);
+  }
+
  private:
-  BitPlanes::LevelsOf levels_of() const {
+  BitPlanes::NumbersOf levels_of() const {
     return [this](const CodesView& codes, int64_t row, int64_t first, int64_t n, float* levels) {
       const int64_t place = has_vectors_ ? row : row * bits_.n_groups(codes.n_in) + first;
-      std::vector<float> scales(static_cast<size_t>(n)), means(scales);
+      thread_local std::vector<float> scales, means;
+      scales.resize(static_cast<size_t>(n));
+      means.assign(scales.size(), 0);
       scales_.load(codes, place, n, scales.data());
       if (has_mean_) means_.load(codes, place, n, means.data());
       for (size_t g = 0; g < scales.size(); ++g) {

@@ -75,7 +75,7 @@ void BitPlanes::put_column_bit(const MutableCodes& codes, int64_t col, bool is_s
 }
 
 void BitPlanes::encode(MatrixView<const float> w, int64_t row, int64_t col,
-                       const MutableCodes& codes, const LevelsOf& levels_of,
+                       const MutableCodes& codes, const NumbersOf& levels_of,
                        std::span<const float> factors, MatrixView<float> w_hat) const {
   const int64_t group = group_cols(codes.n_in);
   const int n_planes = row_planes(), n_levels = 1 << n_planes;
@@ -98,7 +98,7 @@ void BitPlanes::encode(MatrixView<const float> w, int64_t row, int64_t col,
 }
 
 void BitPlanes::decode(const CodesView& codes, int64_t row, int64_t n_rows,
-                       const LevelsOf& levels_of, std::span<const float> factors,
+                       const NumbersOf& levels_of, std::span<const float> factors,
                        float* dst) const {
   const int64_t group = group_cols(codes.n_in), groups = n_groups(codes.n_in);
   const int n_planes = static_cast<int>(names_.size());

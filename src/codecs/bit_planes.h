@@ -7,6 +7,7 @@
 // where all rows share it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -34,6 +35,20 @@ void bit_planes_decode_row_ref(const BitPlaneRow& row, float* dst);
 void bit_planes_decode_row_avx2(const BitPlaneRow& row, float* dst);
 void bit_planes_decode_row_avx512(const BitPlaneRow& row, float* dst);
 
+// Columns of 16 rows in the integer form (kernels/panels.h).
+struct BitPanel {
+  // Of the first row, from the byte of the first column on; the third is that of all rows.
+  const uint8_t* planes[kMostBitPlanes];
+  int n_planes;
+  int64_t stride;  // bytes from a row to the next
+  const uint8_t*
+      tables;  // [groups, 2 if there is a third plane, 16, 4]: levels of the low two bits
+  int64_t n_rows, n_cols;
+  int64_t group;  // columns of a table, a multiple of 16 or at least n_cols
+};
+void bit_panel_ref(const BitPanel& rows, uint8_t* levels);
+void bit_panel_avx512(const BitPanel& rows, uint8_t* levels);
+
 // The first planes of a codec, and what is done with them. Planes follow one another from place 0.
 class BitPlanes {
  public:
@@ -53,19 +68,34 @@ class BitPlanes {
   bool column_bit(const CodesView& codes, int64_t col) const;
   void put_column_bit(const MutableCodes& codes, int64_t col, bool is_set) const;
 
-  // Fills in the levels of groups [first, first + n) of a row: [n, 2 ^ number of planes].
-  using LevelsOf =
+  // Fills in numbers of groups [first, first + n) of a row: levels [n, 2 ^ number of planes], or a
+  // scale for each.
+  using NumbersOf =
       std::function<void(const CodesView&, int64_t row, int64_t first, int64_t n, float* levels)>;
   // Codec::encode: the nearest level that the bit of the column allows, of several the first; a
   // number that is not one counts as 0. `factors` [w.cols], not negative, may be empty.
   void encode(MatrixView<const float> w, int64_t row, int64_t col, const MutableCodes& codes,
-              const LevelsOf& levels_of, std::span<const float> factors,
+              const NumbersOf& levels_of, std::span<const float> factors,
               MatrixView<float> w_hat) const;
   // Codec::decode.
-  void decode(const CodesView& codes, int64_t row, int64_t n_rows, const LevelsOf& levels_of,
+  void decode(const CodesView& codes, int64_t row, int64_t n_rows, const NumbersOf& levels_of,
               std::span<const float> factors, float* dst) const;
 
+  // Whether there is an integer form of such codes without factors, of which only a third plane may
+  // be shared: groups have to be multiples of 16 columns.
+  bool has_panels(int64_t n_in) const;
+  PanelTile panel_tile(int64_t n_in) const;
+  // Codec::decode_panels; levels are rounded to 64ths of the largest of their group,
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, const NumbersOf& levels_of, const MutablePanels& out) const;
+  // or are, of two planes at most, the whole numbers `levels` times the scale of the group.
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, std::array<int8_t, 4> levels, const NumbersOf& scales_of,
+                     const MutablePanels& out) const;
+
  private:
+  void write_panel(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col, int64_t n_cols,
+                   const uint8_t* tables, int64_t group, uint8_t* levels) const;
   int row_planes() const { return static_cast<int>(names_.size()) - (has_columns_ ? 1 : 0); }
 
   std::vector<std::string_view> names_;

@@ -50,6 +50,67 @@ TEST(BitPlanes, FastDecodersHaveTheBitsOfTheReference) {
   }
 }
 
+TEST(BitPlanes, FastPanelsHaveTheBytesOfTheReference) {
+  if (!host_has(Isa::kAvx512)) GTEST_SKIP();
+  Random random(21);
+  const auto bytes_of = [&](int64_t n) {
+    std::vector<uint8_t> bytes(static_cast<size_t>(n));
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random.next());
+    return bytes;
+  };
+  for (const int64_t n_cols : {1, 7, 16, 17, 33, 100, 500, 512, 520, 1100}) {
+    for (const int64_t group : {int64_t{16}, int64_t{48}, n_cols}) {
+      for (const int64_t n_rows : {1, 5, 16}) {
+        for (int n_planes = 1; n_planes <= kMostBitPlanes; ++n_planes) {
+          // The last byte is the last of its buffer, so that a sanitizer sees what reads further.
+          const int64_t n_bytes = (n_cols + 7) / 8, stride = n_bytes + 3;
+          const auto first = bytes_of((n_rows - 1) * stride + n_bytes);
+          const auto second = bytes_of((n_rows - 1) * stride + n_bytes), third = bytes_of(n_bytes);
+          const auto tables = bytes_of((n_cols + group - 1) / group * 64 * (n_planes > 2 ? 2 : 1));
+          const BitPanel rows{{first.data(), second.data(), third.data()},
+                              n_planes,
+                              stride,
+                              tables.data(),
+                              n_rows,
+                              n_cols,
+                              group};
+          const int64_t n = (n_cols + 15) / 16 * 256;
+          std::vector<uint8_t> want(static_cast<size_t>(n)), got = want;
+          bit_panel_ref(rows, want.data());
+          bit_panel_avx512(rows, got.data());
+          for (int64_t i = 0; i < n; ++i) {
+            if (i / 64 * 4 + i % 4 >= n_cols || i / 4 % 16 >= n_rows) continue;
+            ASSERT_EQ(got[static_cast<size_t>(i)], want[static_cast<size_t>(i)])
+                << n_planes << " planes, " << n_cols << " columns, byte " << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(BitPlanes, PanelsOfOneMagnitudeAreExact) {
+  for (const char* text : {"binary", "binary(0)", "binary(48)", "ternary", "ternary(0)",
+                           "ternary(48, packing=planes)", "ternary(scope=matrix)"}) {
+    const auto codec = *make_codec(text);
+    constexpr int64_t kRows = 5, kCols = 200;
+    const Matrix<float> w = gaussian(kRows, kCols, 5);
+    const CodedMatrix codes = code_matrix(*codec, w);
+    const Matrix<float> w_hat = decode_matrix(*codec, codes);
+    const int64_t group = codec->panel_tile(kCols).group, n_groups = (kCols + group - 1) / group;
+    std::vector<uint8_t> levels(static_cast<size_t>(n_groups * group * 16));
+    std::vector<float> scales(static_cast<size_t>(n_groups * 16));
+    codec->decode_panels(codes.view(), 0, kRows, 0, kCols, {levels.data(), scales.data(), 0, 0});
+    for (int64_t i = 0; i < kRows; ++i) {
+      for (int64_t j = 0; j < kCols; ++j) {
+        const int level = levels[static_cast<size_t>((j / 4 * 16 + i) * 4 + j % 4)] - 128;
+        const float scale = scales[static_cast<size_t>(j / group * 16 + i)];
+        ASSERT_EQ(w_hat(i, j), scale * static_cast<float>(level)) << text;
+      }
+    }
+  }
+}
+
 TEST(BitPlanes, MoreGroupsThanCanBeCountedAreDeclined) {
   for (const char* text : {"ternary(1)", "binary(1)", "billm(1)", "dual(1)"}) {
     const auto codec = *make_codec(text);

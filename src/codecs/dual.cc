@@ -110,6 +110,16 @@ class DualCodec final : public Codec {
     bits_.decode(codes, row, n_rows, levels_of(), {}, dst);
   }
 
+  PanelTile panel_tile(int64_t n_in) const override { return bits_.panel_tile(n_in); }
+
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, const MutablePanels& out) const override {
+    if (!bits_.has_panels(codes.n_in)) {
+      return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
+    }
+    bits_.decode_panels(codes, row, n_rows, col, n_cols, levels_of(), out);
+  }
+
  private:
   Pair fit_group(const SortedValues& values) const {
     Pair best;
@@ -146,9 +156,10 @@ class DualCodec final : public Codec {
     return sums.loss;
   }
 
-  BitPlanes::LevelsOf levels_of() const {
+  BitPlanes::NumbersOf levels_of() const {
     return [this](const CodesView& codes, int64_t row, int64_t first, int64_t n, float* levels) {
-      std::vector<float> scales(static_cast<size_t>(2 * n));
+      thread_local std::vector<float> scales;
+      scales.resize(static_cast<size_t>(2 * n));
       scales_.load(codes, 2 * (row * bits_.n_groups(codes.n_in) + first), 2 * n, scales.data());
       for (size_t k = 0; k < scales.size(); k += 2, levels += 4) {
         levels[0] = 0;

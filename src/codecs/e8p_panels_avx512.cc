@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "codecs/byte_table_avx512.h"
 #include "codecs/e8p.h"
+#include "codecs/panel_bytes_avx512.h"
 #include "kernels/transpose_avx512.h"
 
 namespace quern {
@@ -16,45 +17,33 @@ namespace {
 // Bits of an index: 0 and 1 the magnitude, 5 whether 1/4 is taken, 6 whether it is negated.
 constexpr uint8_t kMinus = 32, kNegated = 64;
 
-struct alignas(64) Bytes {
-  uint8_t at[64];
-  __m512i load() const { return _mm512_load_si512(at); }
-};
-
-template <class Value>
-constexpr Bytes bytes_of(const Value& value) {
-  Bytes bytes{};
-  for (int i = 0; i < 64; ++i) bytes.at[i] = static_cast<uint8_t>(value(i));
-  return bytes;
-}
-
 // Byte b of each 32-bit lane, four times.
-constexpr Bytes spread_of(int b) {
-  return bytes_of([=](int i) { return i % 16 / 4 * 4 + b; });
+constexpr PanelBytes spread_of(int b) {
+  return panel_bytes([=](int i) { return i % 16 / 4 * 4 + b; });
 }
-constexpr Bytes kSpread[4] = {spread_of(0), spread_of(1), spread_of(2), spread_of(3)};
+constexpr PanelBytes kSpread[4] = {spread_of(0), spread_of(1), spread_of(2), spread_of(3)};
 
 // Where the bits of four coordinates of two rows begin in a 64-bit lane, less `before`: those of
 // vector `v` of a pair of blocks, `bits` each.
-constexpr Bytes shifts_of(int v, int bits, int before) {
-  return bytes_of([=](int i) {
+constexpr PanelBytes shifts_of(int v, int bits, int before) {
+  return panel_bytes([=](int i) {
     return i % 8 / 4 * 32 + v / 2 * 16 + v % 2 * 4 * bits + i % 4 * bits - before;
   });
 }
-constexpr Bytes kFields[4] = {shifts_of(0, 2, 0), shifts_of(1, 2, 0), shifts_of(2, 2, 0),
-                              shifts_of(3, 2, 0)};
-constexpr Bytes kSigns[4] = {shifts_of(0, 1, 6), shifts_of(1, 1, 6), shifts_of(2, 1, 6),
-                             shifts_of(3, 1, 6)};
+constexpr PanelBytes kFields[4] = {shifts_of(0, 2, 0), shifts_of(1, 2, 0), shifts_of(2, 2, 0),
+                                   shifts_of(3, 2, 0)};
+constexpr PanelBytes kSigns[4] = {shifts_of(0, 1, 6), shifts_of(1, 1, 6), shifts_of(2, 1, 6),
+                                  shifts_of(3, 1, 6)};
 
 // The quarters of an index, mod 64.
 constexpr int quarters_of(int index) {
   const int magnitude = 2 + 4 * (index % 4);
   return ((index & kNegated) != 0 ? -magnitude : magnitude) + ((index & kMinus) != 0 ? -1 : 1);
 }
-constexpr Bytes kQuarters[2] = {bytes_of([](int i) { return quarters_of(i) & 63; }),
-                                bytes_of([](int i) { return quarters_of(64 + i) & 63; })};
+constexpr PanelBytes kQuarters[2] = {panel_bytes([](int i) { return quarters_of(i) & 63; }),
+                                     panel_bytes([](int i) { return quarters_of(64 + i) & 63; })};
 
-constexpr Bytes kCoordinate = bytes_of([](int i) { return i % 4 * 64; });
+constexpr PanelBytes kCoordinate = panel_bytes([](int i) { return i % 4 * 64; });
 
 // 16-bit words, of which the low bits of each byte hold the parity of the bits above them too.
 inline __m512i xor_shifted(__m512i x, int n) {

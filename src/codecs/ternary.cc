@@ -21,10 +21,12 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "base/checked.h"
 #include "codecs/bit_planes.h"
 #include "codecs/claims.h"
+#include "codecs/code_panels.h"
 #include "codecs/magnitudes.h"
 #include "codecs/stored_scalars.h"
 #include "kernels/kernels.h"
@@ -51,6 +53,7 @@ constexpr ClaimRow kClaims[] = {
 };
 
 constexpr int kPerByte = 5;
+constexpr int64_t kPanelCols = 20;  // four bytes, five times four columns
 constexpr unsigned kPowers[kPerByte] = {1, 3, 9, 27, 81};
 
 unsigned get_trit(const uint8_t* row, int64_t col) {
@@ -166,6 +169,40 @@ class TernaryCodec final : public Codec {
     }
   }
 
+  // Exact.
+  PanelTile panel_tile(int64_t n_in) const override {
+    PanelTile tile = bits_.panel_tile(n_in);
+    if (is_packed_) tile.cols = std::lcm(tile.cols, kPanelCols);
+    return tile;
+  }
+
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, const MutablePanels& out) const override {
+    if (!bits_.has_panels(codes.n_in)) {
+      return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
+    }
+    if (!is_packed_) {
+      const auto scales_of = [this](const CodesView& c, int64_t i, int64_t first, int64_t n,
+                                    float* scales) { load_scales(c, i, first, n, scales); };
+      return bits_.decode_panels(codes, row, n_rows, col, n_cols, {0, 1, 0, -1}, scales_of, out);
+    }
+    const int64_t group = bits_.group_cols(codes.n_in), n = ceil_div(n_cols, group);
+    const int64_t in_panel = panel_group_of(group, codes.n_in), bytes = row_bytes(codes.n_in);
+    const auto write = kernels().isa == Isa::kAvx512 ? trits_panel_avx512 : trits_panel_ref;
+    thread_local std::vector<float> scales;
+    scales.resize(static_cast<size_t>(n * kPanelRows));
+    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
+      const int64_t height = std::min(kPanelRows, n_rows - r), p = r / kPanelRows;
+      const auto* stream = reinterpret_cast<const uint8_t*>(codes.planes[0]) + (row + r) * bytes;
+      write({stream + col / kPerByte, bytes, height, n_cols}, out.levels + p * out.levels_stride);
+      for (int64_t i = 0; i < height; ++i) {
+        load_scales(codes, row + r + i, col / group, n, scales.data() + i * n);
+      }
+      scale_panel(scales.data(), n, height, n_cols, group, in_panel,
+                  out.scales + p * out.scales_stride);
+    }
+  }
+
  private:
   static int64_t row_bytes(int64_t n_in) { return ceil_div<int64_t>(n_in, kPerByte); }
 
@@ -189,9 +226,10 @@ class TernaryCodec final : public Codec {
     }
   }
 
-  BitPlanes::LevelsOf levels_of() const {
+  BitPlanes::NumbersOf levels_of() const {
     return [this](const CodesView& codes, int64_t row, int64_t first, int64_t n, float* levels) {
-      std::vector<float> scales(static_cast<size_t>(n));
+      thread_local std::vector<float> scales;
+      scales.resize(static_cast<size_t>(n));
       load_scales(codes, row, first, n, scales.data());
       for (const float scale : scales) {
         levels[0] = levels[2] = 0;
@@ -227,6 +265,15 @@ void trits_decode_row_ref(const TritRow& row, float* dst) {
     const float scale = row.scales[i / row.group];
     const float values[3] = {-scale, 0, scale};
     dst[i] = values[get_trit(row.codes, i)];
+  }
+}
+
+void trits_panel_ref(const TritPanel& rows, uint8_t* levels) {
+  for (int64_t r = 0; r < rows.n_rows; ++r) {
+    for (int64_t j = 0; j < rows.n_cols; ++j) {
+      levels[(j / 4 * kPanelRows + r) * 4 + j % 4] =
+          static_cast<uint8_t>(kPanelZero - 1 + get_trit(rows.codes + r * rows.stride, j));
+    }
   }
 }
 
