@@ -8,6 +8,7 @@
 #include "codecs/bit_stream.h"
 #include "codecs/byte_table_avx512.h"
 #include "codecs/code_panels.h"
+#include "codecs/panel_bytes_avx512.h"
 #include "kernels/transpose_avx512.h"
 
 namespace quern {
@@ -76,6 +77,7 @@ void write_panel(const Table& table, const CodeRows& codes, int64_t row, int64_t
       __m512i code = _mm512_setzero_si512();
       if (j < codes.n_in) {
         const int64_t at = low.bytes_to(j);
+        _mm_prefetch(codes.low + i * low_bytes + at + kPanelAhead, _MM_HINT_T0);
         code = low.read(codes.low + i * low_bytes + at, low_bytes - at);
         if constexpr (kSplit) {
           const int64_t above = high.bytes_to(j);
@@ -109,11 +111,11 @@ void code_panel_avx512(const CodeRows& codes, int64_t row, int64_t n_rows, int64
   const int bits = codes.low_bits + codes.high_bits;
   // Tables are repeated, so that bits above a code do not matter.
   alignas(64) uint8_t levels[256];
-  bool is_identity = bits == 8;
-  for (unsigned i = 0; i < 256; ++i) {
+  for (unsigned i = 0; i < std::max(64u, 1u << bits); ++i) {
     levels[i] = codes.levels[i & ((1u << bits) - 1)];
-    is_identity = is_identity && levels[i] == i;
   }
+  bool is_identity = bits == 8;
+  for (unsigned i = 0; is_identity && i < 256; ++i) is_identity = levels[i] == i;
   const auto write = [&](const auto& table) {
     if (codes.high_bits > 0) {
       write_panel<std::decay_t<decltype(table)>, true>(table, codes, row, n_rows, col, n_cols,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Constant vectors by a rule for each byte; what kernels that write panels are made of. Only for
-// sources compiled for AVX-512.
+// What kernels that write panels share: constant vectors by a rule for each byte, a distance. Only
+// for sources compiled for AVX-512.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,10 @@
 #include "kernels/intrinsics.h"
 
 namespace quern {
+
+// Bytes of a row that are asked for before they are read: sixteen rows are too many streams, and
+// each too short, for the processor to see where they go. It may lie past the end.
+inline constexpr int64_t kPanelAhead = 256;
 
 struct alignas(64) PanelBytes {
   uint8_t at[64];

@@ -52,8 +52,9 @@ void trits_panel_avx512(const TritPanel& rows, uint8_t* levels) {
     const __mmask64 present = ~uint64_t{0} >> (64 - std::min<int64_t>(64, n_bytes - b));
     __m512i bytes[16];
     for (int64_t r = 0; r < 16; ++r) {
-      bytes[r] = _mm512_maskz_loadu_epi8(
-          present, rows.codes + std::min(r, rows.n_rows - 1) * rows.stride + b);
+      const uint8_t* from = rows.codes + std::min(r, rows.n_rows - 1) * rows.stride + b;
+      _mm_prefetch(from + kPanelAhead, _MM_HINT_T0);
+      bytes[r] = _mm512_maskz_loadu_epi8(present, from);
     }
     transpose_16x16(bytes);
     const int64_t quad = b * 5 / 4, n = std::min<int64_t>(80, n_quads - quad);

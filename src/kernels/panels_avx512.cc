@@ -2,6 +2,7 @@
 // Panels against int8 rows by VNNI: a lane is a row of the panel, four columns of one row of
 // activations are broadcast to all of them, and a group's dot never leaves its register.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/intrinsics.h"
@@ -53,34 +54,80 @@ void quantize_row(const float* x, int64_t k, int64_t group, int8_t* levels, floa
   }
 }
 
+// Lane r of the result is the largest lane of v[r].
+inline __m512i largest_of_each(__m512i (&v)[16]) {
+  __m512i t[8];
+  for (int i = 0; i < 8; ++i) {
+    t[i] = _mm512_max_epu32(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
+                            _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_max_epu32(_mm512_unpacklo_epi64(t[2 * i], t[2 * i + 1]),
+                            _mm512_unpackhi_epi64(t[2 * i], t[2 * i + 1]));
+  }
+  for (int i = 0; i < 2; ++i) {
+    t[i] = _mm512_max_epu32(_mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0x88),
+                            _mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0xdd));
+  }
+  return _mm512_max_epu32(_mm512_shuffle_i32x4(t[0], t[1], 0x88),
+                          _mm512_shuffle_i32x4(t[0], t[1], 0xdd));
+}
+
+// GroupRounding of 16 rows: writes their scales and factors to levels.
+inline void round_groups(__m512i largest, float* scales, float* to_levels) {
+  const __mmask16 is_special = _mm512_cmpge_epu32_mask(largest, _mm512_set1_epi32(0x7f800000));
+  const __mmask16 is_number = _mm512_mask_cmpge_epu32_mask(
+      static_cast<__mmask16>(~is_special), largest, _mm512_set1_epi32((127 - 100) << 23));
+  const __m512 most = _mm512_castsi512_ps(largest), levels = _mm512_set1_ps(127);
+  const __m512 scale = _mm512_maskz_div_ps(is_number, most, levels);
+  _mm512_storeu_ps(scales, _mm512_mask_mov_ps(scale, is_special, _mm512_set1_ps(NAN)));
+  _mm512_store_ps(to_levels, _mm512_maskz_div_ps(is_number, levels, most));
+}
+
+// A group of columns from j0 on; with kIsWhole all of them are there.
+template <bool kIsWhole>
+void quantize_group(const float* w, int64_t n_rows, int64_t k, int64_t j0, int64_t group,
+                    uint8_t* levels, float* scales) {
+  const __m512i zero = _mm512_set1_epi8(static_cast<char>(kPanelZero));
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  // Packing works in 128-bit lanes: of four vectors packed, lane l has four columns of each.
+  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const auto load = [&](const float* x, int64_t j) {
+    return kIsWhole ? _mm512_loadu_ps(x + j) : load_columns(x, j, k);
+  };
+  __m512i most[16] = {};
+  alignas(64) float to_levels[16];
+  for (int64_t r = 0; r < n_rows; ++r) {
+    for (int64_t j = j0; j < j0 + group; j += 16) {
+      const __m512i bits = _mm512_castps_si512(load(w + r * k, j));
+      most[r] = _mm512_max_epu32(most[r], _mm512_and_si512(bits, magnitude));
+    }
+  }
+  round_groups(largest_of_each(most), scales, to_levels);
+  for (int64_t j = j0; j < j0 + group; j += 64) {
+    __m512i rows[16];
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      rows[r] = zero;
+      if (r >= n_rows || to_levels[r] == 0) continue;
+      const __m512 factor = _mm512_set1_ps(to_levels[r]);
+      const auto levels_at = [&](int64_t column) {
+        return _mm512_cvtps_epi32(_mm512_mul_ps(load(w + r * k, column), factor));
+      };
+      const __m512i low = _mm512_packs_epi32(levels_at(j), levels_at(j + 16));
+      const __m512i high = _mm512_packs_epi32(levels_at(j + 32), levels_at(j + 48));
+      const __m512i row = _mm512_permutexvar_epi32(in_order, _mm512_packs_epi16(low, high));
+      rows[r] = _mm512_xor_si512(row, zero);
+    }
+    transpose_16x16(rows);
+    for (int i = 0; i < 16; ++i, levels += 64) _mm512_storeu_si512(levels, rows[i]);
+  }
+}
+
 void quantize_panel(const float* w, int64_t n_rows, int64_t k, int64_t group, uint8_t* levels,
                     float* scales) {
-  const __m512i zero = _mm512_set1_epi8(static_cast<char>(kPanelZero));
-  for (int64_t j0 = 0; j0 < k; j0 += group, scales += kPanelRows) {
-    GroupRounding rounding[kPanelRows] = {
-        GroupRounding(0), GroupRounding(0), GroupRounding(0), GroupRounding(0),
-        GroupRounding(0), GroupRounding(0), GroupRounding(0), GroupRounding(0),
-        GroupRounding(0), GroupRounding(0), GroupRounding(0), GroupRounding(0),
-        GroupRounding(0), GroupRounding(0), GroupRounding(0), GroupRounding(0)};
-    for (int64_t r = 0; r < kPanelRows; ++r) {
-      if (r < n_rows) rounding[r] = rounding_of(w + r * k, j0, group, k);
-      scales[r] = rounding[r].scale;
-    }
-    for (int64_t j = j0; j < j0 + group; j += 64) {
-      __m512i rows[16];
-      for (int64_t r = 0; r < kPanelRows; ++r) {
-        rows[r] = zero;
-        if (r >= n_rows) continue;
-        alignas(64) uint8_t row[64];
-        for (int64_t i = 0; i < 64; i += 16) {
-          const __m512i level = levels_at(w + r * k, j + i, k, rounding[r]);
-          _mm_store_si128(reinterpret_cast<__m128i*>(row + i), _mm512_cvtepi32_epi8(level));
-        }
-        rows[r] = _mm512_xor_si512(_mm512_load_si512(row), zero);
-      }
-      transpose_16x16(rows);
-      for (int i = 0; i < 16; ++i, levels += 64) _mm512_storeu_si512(levels, rows[i]);
-    }
+  for (int64_t j = 0; j < k; j += group, scales += kPanelRows, levels += group * kPanelRows) {
+    (j + group <= k ? quantize_group<true> : quantize_group<false>)(w, n_rows, k, j, group, levels,
+                                                                    scales);
   }
 }
 
