@@ -29,7 +29,7 @@ void load_bits(const BitPanel& rows, int plane, int64_t j, __m512i (&bits)[16]) 
   const __mmask64 present = ~uint64_t{0} >> (64 - n);
   for (int64_t r = 0; r < 16; ++r) {
     const int64_t place = std::min(r, rows.n_rows - 1) * rows.stride + j / 8;
-    _mm_prefetch(rows.planes[plane] + place + kPanelAhead / 2, _MM_HINT_T0);
+    prefetch_next_panel(rows.planes[plane] + place, rows.stride);
     bits[r] = _mm512_maskz_loadu_epi8(present, rows.planes[plane] + place);
   }
   transpose_16x16(bits);

@@ -109,7 +109,7 @@ void for_pairs(const uint8_t* codes, const E8pBlocks& blocks, const Write& write
     __m512i rows[16];
     for (int64_t r = 0; r < 16; ++r) {
       const int64_t place = std::min(r, blocks.n_rows - 1) * blocks.stride + first;
-      _mm_prefetch(codes + 2 * place + kPanelAhead, _MM_HINT_T0);
+      prefetch_next_panel(codes + 2 * place, 2 * blocks.stride);
       rows[r] = _mm512_maskz_loadu_epi16(present, codes + 2 * place);
     }
     transpose_16x16(rows);
@@ -137,7 +137,7 @@ void add_e8(const E8pTables& t, const uint8_t* levels, const E8pBlocks& blocks, 
     __m512i rows[16];
     for (int64_t r = 0; r < 16; ++r) {
       const int64_t place = std::min(r, blocks.n_rows - 1) * blocks.stride + first;
-      _mm_prefetch(blocks.residual + place + kPanelAhead / 2, _MM_HINT_T0);
+      prefetch_next_panel(blocks.residual + place, blocks.stride);
       rows[r] = _mm512_maskz_loadu_epi8(present, blocks.residual + place);
     }
     transpose_16x16(rows);

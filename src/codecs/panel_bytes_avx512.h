@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels that write panels share: constant vectors by a rule for each byte, a distance. Only
-// for sources compiled for AVX-512.
+// What kernels that write panels share: constant vectors by a rule for each byte, a look ahead.
+// Only for sources compiled for AVX-512.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/intrinsics.h"
+#include "kernels/panels.h"
 
 namespace quern {
 
-// Bytes of a row that are asked for before they are read: sixteen rows are too many streams, and
-// each too short, for the processor to see where they go. It may lie past the end.
-inline constexpr int64_t kPanelAhead = 256;
+// Asks for the bytes below `bytes` in the next panel: sixteen rows are too many streams, and each
+// too short, for the processor to see where they go. They may lie past the end.
+inline void prefetch_next_panel(const uint8_t* bytes, int64_t stride) {
+  _mm_prefetch(bytes + kPanelRows * stride, _MM_HINT_T0);
+}
 
 struct alignas(64) PanelBytes {
   uint8_t at[64];

@@ -53,7 +53,7 @@ void trits_panel_avx512(const TritPanel& rows, uint8_t* levels) {
     __m512i bytes[16];
     for (int64_t r = 0; r < 16; ++r) {
       const uint8_t* from = rows.codes + std::min(r, rows.n_rows - 1) * rows.stride + b;
-      _mm_prefetch(from + kPanelAhead, _MM_HINT_T0);
+      prefetch_next_panel(from, rows.stride);
       bytes[r] = _mm512_maskz_loadu_epi8(present, from);
     }
     transpose_16x16(bytes);
