@@ -47,7 +47,7 @@ Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed
   return {{"model", valid_utf8(o.shape.empty() ? o.model : o.shape)},
           {"codec", codec_names(model)},
           {"activations", o.synthetic.activations == Activations::kInt8 ? "int8" : "exact"},
-          {"isa", isa_name(kernels().isa)},
+          {"isa", isa_name(best_isa())},
           {"threads", thread_count()},
           {"n_prompt", o.speed.n_prompt},
           {"n_gen", o.speed.n_generate},
@@ -70,7 +70,8 @@ std::string prompt_peak(const BenchOptions& o, const Model& model) {
     (weight.codec == nullptr ? dense : coded) += static_cast<double>(weight.n_out * weight.n_in);
   });
   const bool is_int8 = coded > dense && o.synthetic.activations == Activations::kInt8;
-  if (is_int8 && kernels().isa == Isa::kAvx512) return "int8_vnni";
+  if (is_int8 && best_isa() == Isa::kAmx) return "int8_amx";
+  if (is_int8 && best_isa() == Isa::kAvx512) return "int8_vnni";
   return fmt::format("fp32_{}", isa_name(kernels().isa));
 }
 

@@ -65,14 +65,9 @@ void qtip_step_ref(const QtipTrellis& trellis, const QtipStep& step) {
 
 QtipStepFunction qtip_step(const QtipTrellis& trellis) {
   if (trellis.n_overlaps() < 16) return qtip_step_ref;
-  switch (kernels().isa) {
-    case Isa::kAvx512:
-      return qtip_step_avx512;
-    case Isa::kAvx2:
-      return qtip_step_avx2;
-    case Isa::kRef:
-      break;
-  }
+  const Isa isa = kernels().isa;
+  if (isa == Isa::kAvx512) return qtip_step_avx512;
+  if (isa == Isa::kAvx2) return qtip_step_avx2;
   return qtip_step_ref;
 }
 

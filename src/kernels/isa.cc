@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What this machine can run. The list of features is the list of flags in CMakeLists.txt.
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +20,8 @@ std::string_view isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAmx:
+      return "amx";
   }
   return "?";
 }
@@ -28,6 +32,16 @@ namespace {
 bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+// The processor may have tiles that the system keeps from a process until it asks.
+bool has_amx() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  constexpr unsigned kTileAndInt8 = 1U << 24 | 1U << 25;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 &&
+         (edx & kTileAndInt8) == kTileAndInt8 &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 }  // namespace
@@ -45,6 +59,10 @@ bool host_has(Isa isa) {
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
              __builtin_cpu_supports("avx512vnni");
+    case Isa::kAmx: {
+      static const bool is_granted = host_has(Isa::kAvx512) && has_amx();
+      return is_granted;
+    }
   }
   return false;
 }
@@ -52,13 +70,15 @@ bool host_has(Isa isa) {
 namespace {
 
 Isa find_best_isa() {
-  Isa best = host_has(Isa::kAvx512) ? Isa::kAvx512 : host_has(Isa::kAvx2) ? Isa::kAvx2 : Isa::kRef;
+  Isa best = Isa::kRef;
+  for (Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) best = host_has(isa) ? isa : best;
   const char* wanted = std::getenv("QUERN_ISA");
   if (wanted == nullptr || *wanted == '\0') return best;
-  for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : {Isa::kRef, Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
     if (isa_name(isa) == wanted) return isa < best ? isa : best;
   }
-  std::fprintf(stderr, "quern: QUERN_ISA='%s' is ignored; it may be ref, avx2 or avx512\n", wanted);
+  std::fprintf(stderr, "quern: QUERN_ISA='%s' is ignored; it may be ref, avx2, avx512 or amx\n",
+               wanted);
   return best;
 }
 

@@ -21,14 +21,15 @@
 
 namespace quern {
 
-enum class Isa : uint8_t { kRef, kAvx2, kAvx512 };
+// AMX stands above AVX-512 in the products that use its tiles, and is the same elsewhere.
+enum class Isa : uint8_t { kRef, kAvx2, kAvx512, kAmx };
 
-std::string_view isa_name(Isa isa);  // "ref", "avx2", "avx512"
+std::string_view isa_name(Isa isa);  // "ref", "avx2", "avx512", "amx"
 Isa best_isa();                      // what this machine can run, capped by QUERN_ISA
 bool host_has(Isa isa);              // regardless of QUERN_ISA
 
 struct KernelTable {
-  Isa isa;
+  Isa isa;  // of its vector instructions: at most kAvx512
 
   // dst[i] = float of n stored values; src may be unaligned, may not overlap dst. A signalling
   // half NaN becomes quiet.

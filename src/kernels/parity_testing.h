@@ -20,7 +20,7 @@ inline constexpr int64_t kSizes[] = {1,  2,  3,  4,  7,  8,  9,   15,  16,
 // The ISAs this host has besides the reference.
 inline std::vector<Isa> fast_isas() {
   std::vector<Isa> isas;
-  for (Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
     if (host_has(isa)) isas.push_back(isa);
   }
   return isas;

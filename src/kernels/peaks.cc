@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/peaks.h"
 
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <cstring>
 
 #include "kernels/kernels.h"
@@ -37,34 +33,18 @@ void read_streams_ref(const std::byte* src, size_t n) {
 
 void copy_streams_ref(const std::byte* src, size_t n, std::byte* dst) { std::memcpy(dst, src, n); }
 
-struct AmxFeatures {
-  bool int8 = false, bf16 = false;
-};
-
-// The processor may have tiles that the kernel keeps from a process until it asks.
-AmxFeatures find_amx() {
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-  constexpr unsigned kBf16 = 1U << 22, kTile = 1U << 24, kInt8 = 1U << 25;
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kTile) == 0) return {};
-  if (!host_has(Isa::kAvx512) || syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) {
-    return {};
-  }
-  return {(edx & kInt8) != 0, (edx & kBf16) != 0};
-}
-
 }  // namespace
 
 std::vector<PeakLoop> peak_loops() {
-  static const AmxFeatures amx = find_amx();
   std::vector<PeakLoop> loops = {{"fp32_ref", 2.0 * kRefChains, peak_fp32_ref}};
   if (host_has(Isa::kAvx2)) loops.push_back({"fp32_avx2", 2.0 * 12 * 8, peak_fp32_avx2});
   if (host_has(Isa::kAvx512)) {
     loops.push_back({"fp32_avx512", 2.0 * 24 * 16, peak_fp32_avx512});
     loops.push_back({"int8_vnni", 2.0 * 24 * 64, peak_int8_vnni});
   }
-  if (amx.bf16) loops.push_back({"bf16_amx", 2.0 * 4 * 16 * 16 * 32, peak_bf16_amx});
-  if (amx.int8) loops.push_back({"int8_amx", 2.0 * 4 * 16 * 16 * 64, peak_int8_amx});
+  if (!host_has(Isa::kAmx)) return loops;
+  loops.push_back({"bf16_amx", 2.0 * 4 * 16 * 16 * 32, peak_bf16_amx});
+  loops.push_back({"int8_amx", 2.0 * 4 * 16 * 16 * 64, peak_int8_amx});
   return loops;
 }
 

@@ -16,7 +16,7 @@ struct PeakLoop {
   void (*run)(int64_t n_turns);  // on the calling thread
 };
 
-// Those this host can run, whatever QUERN_ISA says; the first run of AMX asks the kernel for it.
+// Those this host can run, whatever QUERN_ISA says.
 std::vector<PeakLoop> peak_loops();
 
 // Memory, as kStreams interleaved streams with prefetch. `n` bytes, a multiple of kStreamGrain;

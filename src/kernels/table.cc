@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "kernels/tables.h"
 
 namespace quern {
@@ -6,7 +8,7 @@ namespace {
 
 KernelTable make_table(Isa isa) {
   KernelTable table{};
-  table.isa = isa;
+  table.isa = std::min(isa, Isa::kAvx512);
   fill_ref(table);
   fill_panels_ref(table);
   if (isa == Isa::kAvx2) {
@@ -15,12 +17,13 @@ KernelTable make_table(Isa isa) {
     fill_subtract_rows_avx2(table);
     fill_panels_avx2(table);
   }
-  if (isa == Isa::kAvx512) {
+  if (isa >= Isa::kAvx512) {
     fill_rows_avx512(table);
     fill_tile_avx512(table);
     fill_subtract_rows_avx512(table);
     fill_panels_avx512(table);
   }
+  if (isa == Isa::kAmx) fill_panels_amx(table);
   return table;
 }
 
@@ -30,7 +33,9 @@ const KernelTable& kernels(Isa isa) {
   static const KernelTable ref = make_table(Isa::kRef);
   static const KernelTable avx2 = make_table(Isa::kAvx2);
   static const KernelTable avx512 = make_table(Isa::kAvx512);
-  if (isa == Isa::kAvx512 && host_has(Isa::kAvx512)) return avx512;
+  static const KernelTable amx = make_table(Isa::kAmx);
+  if (isa == Isa::kAmx && host_has(Isa::kAmx)) return amx;
+  if (isa >= Isa::kAvx512 && host_has(Isa::kAvx512)) return avx512;
   if (isa != Isa::kRef && host_has(Isa::kAvx2)) return avx2;
   return ref;
 }

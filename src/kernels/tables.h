@@ -17,5 +17,6 @@ void fill_rows_avx512(KernelTable& table);
 void fill_tile_avx512(KernelTable& table);
 void fill_subtract_rows_avx512(KernelTable& table);
 void fill_panels_avx512(KernelTable& table);
+void fill_panels_amx(KernelTable& table);  // over those of AVX-512
 
 }  // namespace quern
