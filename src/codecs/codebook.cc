@@ -31,6 +31,7 @@
 #include "base/float_types.h"
 #include "base/parallel.h"
 #include "codecs/bit_stream.h"
+#include "codecs/code_panels.h"
 #include "codecs/codebook_svd.h"
 #include "codecs/codec.h"
 #include "kernels/kernels.h"
@@ -259,6 +260,39 @@ class CodebookCodec final : public Codec {
     }
   }
 
+  // Exact, of tables of 256 bytes at most; others are rounded.
+  PanelTile panel_tile(int64_t n_in) const override {
+    const int64_t in_panel = panel_group(n_in);
+    return in_panel == 0 ? PanelTile() : row_tile(in_panel, group_cols(n_in), n_in);
+  }
+
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, const MutablePanels& out) const override {
+    const int64_t group = group_cols(codes.n_in), in_panel = panel_group(codes.n_in);
+    if (in_panel == 0) return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
+    const int64_t bytes = row_bytes(codes.n_in);
+    const auto write = kernels().isa == Isa::kAvx512 ? codebook_panel_avx512 : codebook_panel_ref;
+    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
+      const int64_t p = r / kPanelRows;
+      for (int64_t j = 0; j < n_cols; j += group) {
+        const int64_t first = (col + j) / dim_ * width_ / 8, n = std::min(group, n_cols - j);
+        const auto* stream =
+            reinterpret_cast<const uint8_t*>(codes.planes[0]) + (row + r) * bytes + first;
+        CodebookPanel part{
+            stream, bytes, bytes - first, {}, dim_, width_, std::min(kPanelRows, n_rows - r), n};
+        float scales[kPanelRows];
+        for (int64_t i = 0; i < part.n_rows; ++i) {
+          const int64_t g = group_of(codes.n_in, row + r + i, col + j);
+          part.tables[i] = reinterpret_cast<const int8_t*>(codes.planes[1]) + g * k_ * dim_;
+          scales[i] = scale_of(codes, g);
+        }
+        write(part, out.levels + p * out.levels_stride + j * kPanelRows);
+        scale_panel(scales, 1, part.n_rows, n, n, in_panel,
+                    out.scales + p * out.scales_stride + j / in_panel * kPanelRows);
+      }
+    }
+  }
+
  private:
   // The points of all tables: [groups, k, dim].
   class Points final : public LinearPart {
@@ -314,6 +348,11 @@ class CodebookCodec final : public Codec {
     float value(unsigned code, int t) const { return scale * points.at(code, t); }
   };
 
+  int64_t panel_group(int64_t n_in) const {
+    const int64_t group = group_cols(n_in);
+    const bool is_whole = group >= n_in || group / dim_ * width_ % 8 == 0;
+    return rank_ > 0 || !is_whole || k_ * dim_ > 256 ? 0 : panel_group_of(group, n_in);
+  }
   int64_t row_bytes(int64_t n_in) const {
     return stream_bytes(ceil_div<int64_t>(n_in, dim_), width_);
   }
@@ -445,13 +484,6 @@ constexpr std::string_view kExamples[] = {
 };
 
 }  // namespace
-
-void codebook_decode_ref(const CodebookRow& row, float* dst) {
-  for (int64_t i = 0; i < row.n; ++i) {
-    const unsigned code = get_code(row.codes, i / row.dim, row.width);
-    dst[i] = row.scale * static_cast<float>(row.table[code * row.dim + i % row.dim]);
-  }
-}
 
 extern const CodecInfo codebook_codec_info;
 const CodecInfo codebook_codec_info = {

@@ -56,4 +56,17 @@ struct CodebookRow {
 void codebook_decode_ref(const CodebookRow& row, float* dst);
 void codebook_decode_avx512(const CodebookRow& row, float* dst);
 
+// Columns of one group in the integer form (kernels/panels.h), of at most 16 rows with a table
+// each. A level is a byte of the table + 128.
+struct CodebookPanel {
+  const uint8_t* codes;      // as of CodebookRow, of the first row
+  int64_t stride;            // bytes from a row to the next
+  int64_t codes_bytes;       // that may be read of a row
+  const int8_t* tables[16];  // [2^width, dim], 256 bytes at most
+  int dim, width;
+  int64_t n_rows, n_cols;
+};
+void codebook_panel_ref(const CodebookPanel& rows, uint8_t* levels);
+void codebook_panel_avx512(const CodebookPanel& rows, uint8_t* levels);
+
 }  // namespace quern

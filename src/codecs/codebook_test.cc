@@ -106,6 +106,40 @@ TEST(Codebook, FastDecoderHasTheBitsOfTheReference) {
   }
 }
 
+TEST(Codebook, FastPanelsHaveTheBytesOfTheReference) {
+  if (!host_has(Isa::kAvx512)) GTEST_SKIP();
+  Random random(3);
+  for (const int dim : {1, 2, 4}) {
+    for (int width = 1; dim << width <= 256; ++width) {
+      for (const int64_t n : {1, 7, 16, 17, 33, 64, 100, 256}) {
+        for (const int64_t n_rows : {1, 5, 16}) {
+          // Exact allocations, so that a sanitizer sees any read past row or table.
+          const int64_t bytes = ((n + dim - 1) / dim * width + 7) / 8;
+          const int64_t stride = bytes + 3;
+          std::vector<uint8_t> codes(static_cast<size_t>((n_rows - 1) * stride + bytes));
+          for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random.next());
+          std::vector<std::vector<int8_t>> tables(static_cast<size_t>(n_rows));
+          CodebookPanel rows{codes.data(), stride, bytes, {}, dim, width, n_rows, n};
+          for (size_t r = 0; r < tables.size(); ++r) {
+            for (int i = 0; i < dim << width; ++i) {
+              tables[r].push_back(static_cast<int8_t>(random.next()));
+            }
+            rows.tables[r] = tables[r].data();
+          }
+          std::vector<uint8_t> want(static_cast<size_t>((n + 3) / 4 * 64)), got(want);
+          codebook_panel_ref(rows, want.data());
+          codebook_panel_avx512(rows, got.data());
+          for (size_t i = 0; i < want.size(); ++i) {
+            const auto row = static_cast<int64_t>(i / 4 % 16);
+            if (row >= n_rows || static_cast<int64_t>(i / 64 * 4 + i % 4) >= n) continue;
+            ASSERT_EQ(got[i], want[i]) << "dim " << dim << ", " << width << " bits, n " << n;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(Codebook, TheLossOfTheFitNeverRises) {
   for (const int dim : {1, 2, 4}) {
     const CodebookSample sample = random_sample(dim, 500, 3);
