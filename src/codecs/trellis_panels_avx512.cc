@@ -156,7 +156,13 @@ template <int kLevelBits>
 void levels_avx512(const TrellisCode& code, const TrellisStrip& strip, const TrellisWindow& window,
                    uint8_t* levels, int64_t stride) {
   const Decoder<kLevelBits> decoder(code, strip, window);
+  // The columns that come next are asked for while these are decoded, a share with every chunk.
+  const int64_t column_bits = strip.height / 8 * code.eighths;
+  const uint8_t* next = strip.words + (window.col + window.n_cols) * column_bits / 8;
+  const int64_t share = window.n_cols * column_bits / 8 * kPanelRows / window.n_rows;
   for (int64_t i = 0; i < window.n_rows; i += kPanelRows) {
+    for (int64_t byte = 0; byte < share; byte += 64) _mm_prefetch(next + byte, _MM_HINT_T0);
+    next += share;
     decoder.chunk(window.row + i, levels + i / kPanelRows * stride);
   }
 }
