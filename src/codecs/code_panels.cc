@@ -46,7 +46,10 @@ void code_panel_ref(const CodeRows& codes, int64_t row, int64_t n_rows, int64_t 
 
 void code_panel(const CodeRows& codes, int64_t row, int64_t n_rows, int64_t col, int64_t n_cols,
                 int64_t panel_group, uint8_t* panel) {
-  const auto write = kernels().isa == Isa::kAvx512 ? code_panel_avx512 : code_panel_ref;
+  const Isa isa = kernels().isa;
+  const auto write = isa == Isa::kAvx512 ? code_panel_avx512
+                     : isa == Isa::kAvx2 ? code_panel_avx2
+                                         : code_panel_ref;
   write(codes, row, n_rows, col, n_cols, panel_group, panel);
 }
 

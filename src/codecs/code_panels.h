@@ -31,6 +31,8 @@ PanelTile row_tile(int64_t panel_group, int64_t group, int64_t n_in);
 // of 64 on, written up to a multiple of `panel_group`.
 void code_panel_ref(const CodeRows& codes, int64_t row, int64_t n_rows, int64_t col, int64_t n_cols,
                     int64_t panel_group, uint8_t* panel);
+void code_panel_avx2(const CodeRows& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, int64_t panel_group, uint8_t* panel);
 // Needs AVX-512 VBMI.
 void code_panel_avx512(const CodeRows& codes, int64_t row, int64_t n_rows, int64_t col,
                        int64_t n_cols, int64_t panel_group, uint8_t* panel);
