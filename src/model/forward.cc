@@ -10,6 +10,7 @@
 #include "base/parallel.h"
 #include "kernels/attention.h"
 #include "kernels/kernels.h"
+#include "tensor/scratch.h"
 
 namespace quern {
 namespace {
@@ -68,7 +69,7 @@ class LayerRun {
         tap_(tap) {}
 
   bool run(MatrixView<float> h) {
-    Matrix<float> x(h.rows, h.cols), out(h.rows, h.cols);
+    ScratchMatrix x(h.rows, h.cols), out(h.rows, h.cols);
     apply_norm(desc_.attn_norm, weights_.attn_norm, h, x.view());
     if (!attention(x.view(), out.view())) return false;
     if (desc_.parallel) {
@@ -93,7 +94,7 @@ class LayerRun {
   bool attention(MatrixView<const float> x, MatrixView<float> out) {
     const AttentionDesc& a = desc_.attention;
     if (!show(Role::kQ, -1, x)) return false;
-    Matrix<float> q(x.rows, a.n_heads * a.d_head), k(x.rows, a.n_kv_heads * a.d_head),
+    ScratchMatrix q(x.rows, a.n_heads * a.d_head), k(x.rows, a.n_kv_heads * a.d_head),
         v(x.rows, a.n_kv_heads * a.d_head), z(x.rows, a.n_heads * a.d_head);
     linear(weights_.q, x, q.view());
     linear(weights_.k, x, k.view());
@@ -183,39 +184,38 @@ class LayerRun {
               MatrixView<float> out) {
     const bool is_shared = gate_role == Role::kSharedGate;
     if (!show(gate_role, index, x)) return false;
-    Matrix<float> u(x.rows, weights.up.n_out);
-    linear(weights.up, x, u.view());
-    if (desc_.mlp.gated) {
-      Matrix<float> gate(x.rows, weights.gate.n_out);
-      linear(weights.gate, x, gate.view());
-      for_rows(gate.view(), [&](int64_t i) {
-        kernels().activate_gated(desc_.mlp.activation, u.row(i), u.cols(), gate.row(i));
-      });
-      std::swap(u, gate);
-    } else {
-      for_rows(u.view(),
-               [&](int64_t i) { kernels().activate(desc_.mlp.activation, u.cols(), u.row(i)); });
-    }
-    if (!is_shared) apply_chain(basis_.at(Site::kFfn), u.view());
-    if (!show(is_shared ? Role::kSharedDown : Role::kDown, index, u.view())) return false;
-    linear(weights.down, u.view(), out);
+    ScratchMatrix up(x.rows, weights.up.n_out);
+    ScratchMatrix gate(desc_.mlp.gated ? x.rows : 0, weights.up.n_out);
+    const MatrixView<float> u = desc_.mlp.gated ? gate.view() : up.view();
+    linear(weights.up, x, up.view());
+    if (desc_.mlp.gated) linear(weights.gate, x, u);
+    for_rows(u, [&](int64_t i) {
+      if (desc_.mlp.gated) {
+        kernels().activate_gated(desc_.mlp.activation, up.row(i), u.cols, u.row(i));
+      } else {
+        kernels().activate(desc_.mlp.activation, u.cols, u.row(i));
+      }
+    });
+    if (!is_shared) apply_chain(basis_.at(Site::kFfn), u);
+    if (!show(is_shared ? Role::kSharedDown : Role::kDown, index, u)) return false;
+    linear(weights.down, u, out);
     return true;
   }
 
   // The experts of a token are summed in the order of their indices, whatever the batch.
   bool mixture(MatrixView<const float> x, MatrixView<float> out) {
     const MlpDesc& m = desc_.mlp;
-    Matrix<float> share(x.rows, m.n_experts);  // 0 where an expert is not chosen
+    ScratchMatrix share(x.rows, m.n_experts);  // 0 where an expert is not chosen
     linear(weights_.router, x, share.view());
     for_rows(share.view(), [&](int64_t i) { choose_experts(share.row(i)); });
     for (int64_t i = 0; i < out.rows; ++i) std::fill_n(out.row(i), out.cols, 0.0f);
     for (int64_t e = 0; e < m.n_experts; ++e) {
       std::vector<int64_t> rows;
       for (int64_t i = 0; i < x.rows; ++i) {
-        if (share(i, e) != 0) rows.push_back(i);
+        if (share.row(i)[e] != 0) rows.push_back(i);
       }
       if (rows.empty()) continue;
-      Matrix<float> part(static_cast<int64_t>(rows.size()), x.cols), result(part.rows(), out.cols);
+      ScratchMatrix part(static_cast<int64_t>(rows.size()), x.cols), result(part.rows(), out.cols);
       for (int64_t r = 0; r < part.rows(); ++r) {
         std::copy_n(x.row(rows[static_cast<size_t>(r)]), x.cols, part.row(r));
       }
@@ -225,18 +225,19 @@ class LayerRun {
       }
       for (int64_t r = 0; r < part.rows(); ++r) {
         const int64_t i = rows[static_cast<size_t>(r)];
-        kernels().axpy(share(i, e), result.row(r), out.cols, out.row(i));
+        kernels().axpy(share.row(i)[e], result.row(r), out.cols, out.row(i));
       }
     }
     return m.d_ffn_shared == 0 || shared_expert(x, out);
   }
 
   bool shared_expert(MatrixView<const float> x, MatrixView<float> out) {
-    Matrix<float> result(x.rows, out.cols), gate(x.rows, 1);
+    ScratchMatrix result(x.rows, out.cols), gate(x.rows, 1);
     if (!expert(weights_.shared, -1, Role::kSharedGate, x, result.view())) return false;
     if (desc_.mlp.shared_router) linear(weights_.shared_router, x, gate.view());
     for (int64_t i = 0; i < x.rows; ++i) {
-      const float share = desc_.mlp.shared_router ? 1.0f / (1.0f + std::exp(-gate(i, 0))) : 1.0f;
+      const float share =
+          desc_.mlp.shared_router ? 1.0f / (1.0f + std::exp(-gate.row(i)[0])) : 1.0f;
       kernels().axpy(share, result.row(i), out.cols, out.row(i));
     }
     return true;

@@ -72,32 +72,36 @@ constexpr int64_t kLevelsForFew = 16 << 10;
 constexpr int64_t kLevelsForMany = 256 << 10;
 constexpr int64_t kRowsForMany = 64;  // the kernel takes four panels at once
 
-// The input of one product, rounded.
+// The input of one product, rounded; the calling thread keeps the memory for the next.
 class RoundedRows {
  public:
   RoundedRows(MatrixView<const float> x, int64_t group)
       : n_(x.rows), n_groups_(ceil_div(x.cols, group)), group_(group) {
     const auto n = static_cast<size_t>(x.rows * n_groups_);
-    levels_.resize(n * static_cast<size_t>(group));
-    scales_.resize(n);
-    offsets_.resize(n);
+    thread_local AlignedVector<int8_t> levels;
+    thread_local std::vector<float> scales;
+    thread_local std::vector<int32_t> offsets;
+    levels.resize(std::max(levels.size(), n * static_cast<size_t>(group)));
+    scales.resize(std::max(scales.size(), n));
+    offsets.resize(std::max(offsets.size(), n));
+    levels_ = levels.data();
+    scales_ = scales.data();
+    offsets_ = offsets.data();
     const int64_t grain = std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, x.cols));
     parallel_for(x.rows, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        kernels().quantize_row(x.row(i), x.cols, group_, levels_.data() + i * n_groups_ * group_,
-                               scales_.data() + i * n_groups_, offsets_.data() + i * n_groups_);
+        kernels().quantize_row(x.row(i), x.cols, group_, levels_ + i * n_groups_ * group_,
+                               scales_ + i * n_groups_, offsets_ + i * n_groups_);
       }
     });
   }
-  Int8Rows view() const {
-    return {levels_.data(), scales_.data(), offsets_.data(), n_, n_groups_, group_};
-  }
+  Int8Rows view() const { return {levels_, scales_, offsets_, n_, n_groups_, group_}; }
 
  private:
   int64_t n_, n_groups_, group_;
-  AlignedVector<int8_t> levels_;
-  std::vector<float> scales_;
-  std::vector<int32_t> offsets_;
+  int8_t* levels_;
+  float* scales_;
+  int32_t* offsets_;
 };
 
 // How a product is cut.
