@@ -2,7 +2,9 @@
 #include "solvers/descent.h"
 
 #include <algorithm>
+#include <numeric>
 
+#include "base/parallel.h"
 #include "kernels/kernels.h"
 #include "linalg/cholesky.h"
 
@@ -161,5 +163,111 @@ double Descent::loss_change(int64_t begin, MatrixView<const float> gradient,
   }
   return sum;
 }
+
+namespace {
+
+Feedback blocks_in_order(MatrixView<const double> hessian, const Codec& codec, double damping) {
+  double trace = 0;
+  for (int64_t i = 0; i < hessian.rows; ++i) trace += hessian(i, i);
+  Feedback blocks;
+  blocks.block = codec.block_cols();
+  blocks.order.resize(static_cast<size_t>(hessian.rows));
+  std::iota(blocks.order.begin(), blocks.order.end(), 0);
+  blocks.lambda = damping * trace / static_cast<double>(hessian.rows);
+  return blocks;
+}
+
+}  // namespace
+
+MatrixDescent::MatrixDescent(MatrixView<const double> hessian, const Codec& codec, double damping)
+    : codec_(codec),
+      blocks_(blocks_in_order(hessian, codec, damping)),
+      descent_(hessian, blocks_) {}
+
+void MatrixDescent::run(MatrixView<const float> w, int64_t sweeps, CodedMatrix& out) const {
+  Matrix<float> error(w.rows, w.cols);
+  CodedMatrix trial = out;
+  const MutableCodes codes = out.mutable_view();
+  parallel_for(w.rows, rows_per_piece(codec_), [&](int64_t begin, int64_t end) {
+    codec_.decode(codes, begin, end - begin, error.row(begin));
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < w.cols; ++j) error(i, j) = w(i, j) - error(i, j);
+    }
+    descent_.run({codec_, blocks_, w, begin, end - begin, codes, error.view()}, sweeps, trial);
+  });
+}
+
+// descent: another solver's codes, and then sweeps over them.
+namespace {
+
+constexpr spec::ParamSpec kParams[] = {
+    {"solver", spec::ParamKind::kCall, "", 0, 0, {}, "what codes first"},
+    {"sweeps", spec::ParamKind::kInt, "3", 1, 100, {}, "that code each block again, at most"},
+    {"damping", spec::ParamKind::kNumber, "0.01", 0, 100, {}, "share of mean(diag H)"},
+};
+
+class DescentSolver final : public Solver {
+ public:
+  DescentSolver(std::string text, std::unique_ptr<Solver> solver, const spec::Params& params)
+      : spec_(std::move(text)),
+        solver_(std::move(solver)),
+        sweeps_(params.integer("sweeps")),
+        damping_(params.number("damping")) {}
+
+  std::string spec() const override { return spec_; }
+  const Codec& codec() const override { return solver_->codec(); }
+  bool needs_hessian() const override { return true; }
+  double drift() const override { return solver_->drift(); }
+  size_t scratch_bytes(int64_t n_out, int64_t n_in) const override {
+    const size_t errors = static_cast<size_t>(n_out * n_in) * sizeof(float);
+    return std::max(solver_->scratch_bytes(n_out, n_in),
+                    Descent::scratch_bytes(n_in, codec().block_cols()) + errors);
+  }
+
+  Result<SolveReport> solve(const SolveInput& input, CodedMatrix& out) const override {
+    QUERN_ASSIGN(SolveReport report, solver_->solve(input, out));
+    if (input.hessian.data == nullptr || !(report.loss > 0)) return report;
+    if (input.output_hessian.data != nullptr) {
+      report.fallback = "no descent: it knows nothing of an output Hessian";
+      return report;
+    }
+    CodedMatrix before = out;
+    MatrixDescent(input.hessian, codec(), damping_).run(input.w, sweeps_, out);
+    const double loss = coded_loss(input, codec(), out);
+    if (loss < report.loss) {
+      report.loss = loss;
+    } else {
+      out = std::move(before);
+    }
+    return report;
+  }
+
+ private:
+  std::string spec_;
+  std::unique_ptr<Solver> solver_;
+  int64_t sweeps_;
+  double damping_;
+};
+
+Result<std::unique_ptr<Solver>> make_descent(const spec::Params& params) {
+  QUERN_ASSIGN(auto solver, make_solver(params.call("solver")));
+  if (solver->codec().decides_late()) {
+    return usage_error("descent: {} decides late, and its blocks cannot be coded alone",
+                       solver->codec().spec());
+  }
+  spec::Call canonical = params.canonical();
+  QUERN_ASSIGN(canonical.args[0].value.call[0], spec::parse_call(solver->spec()));
+  return std::make_unique<DescentSolver>(print(canonical), std::move(solver), params);
+}
+
+}  // namespace
+
+extern const SolverInfo descent_solver_info;
+const SolverInfo descent_solver_info = {
+    .name = "descent",
+    .params = kParams,
+    .summary = "another solver's codes, each block coded again with all others fixed",
+    .make = make_descent,
+};
 
 }  // namespace quern

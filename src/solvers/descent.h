@@ -36,4 +36,17 @@ class Descent {
   std::vector<Matrix<float>> metrics_, inverses_;  // H_kk + lambda I, by block
 };
 
+// All blocks of a coded matrix in the order of their columns, on all threads; lambda is `damping`
+// times the mean of diag H. Codes that do not lower tr(E H E^T) in a strip stay as they are.
+class MatrixDescent {
+ public:
+  MatrixDescent(MatrixView<const double> hessian, const Codec& codec, double damping);
+  void run(MatrixView<const float> w, int64_t sweeps, CodedMatrix& out) const;
+
+ private:
+  const Codec& codec_;
+  Feedback blocks_;
+  Descent descent_;
+};
+
 }  // namespace quern

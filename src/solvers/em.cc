@@ -13,9 +13,7 @@
 // `sweeps` sweeps.
 // Reference: AQLM (arXiv 2401.06118), GPTVQ (arXiv 2402.15319).
 #include <functional>
-#include <numeric>
 
-#include "base/parallel.h"
 #include "solvers/descent.h"
 #include "solvers/refit.h"
 
@@ -63,17 +61,10 @@ class Em final : public Solver {
     }
     const int64_t n_in = input.w.cols;
     Matrix<float> h(n_in, n_in);
-    double trace = 0;
     for (int64_t i = 0; i < n_in; ++i) {
       for (int64_t j = 0; j < n_in; ++j) h(i, j) = static_cast<float>(input.hessian(i, j));
-      trace += input.hessian(i, i);
     }
-    Feedback blocks;
-    blocks.block = codec().block_cols();
-    blocks.order.resize(static_cast<size_t>(n_in));
-    std::iota(blocks.order.begin(), blocks.order.end(), 0);
-    blocks.lambda = damping_ * trace / static_cast<double>(n_in);
-    const Descent descent(input.hessian, blocks);
+    const MatrixDescent descent(input.hessian, codec(), damping_);
     for (int64_t round = 0; round < rounds_; ++round) {
       const double last = report.loss;
       for (int i = 0; i < codec().linear_parts(); ++i) {
@@ -81,27 +72,13 @@ class Em final : public Solver {
           refit(input.w, h.view(), kSteps, *codec().linear_part(i, out.mutable_view()));
         });
       }
-      keep_if_better(input, out, report.loss, [&] { sweep(input.w, descent, blocks, out); });
+      keep_if_better(input, out, report.loss, [&] { descent.run(input.w, sweeps_, out); });
       if (!(report.loss < last * (1 - tolerance_))) break;
     }
     return report;
   }
 
  private:
-  void sweep(MatrixView<const float> w, const Descent& descent, const Feedback& blocks,
-             CodedMatrix& out) const {
-    Matrix<float> error(w.rows, w.cols);
-    CodedMatrix trial = out;
-    const MutableCodes codes = out.mutable_view();
-    parallel_for(w.rows, rows_per_piece(codec()), [&](int64_t begin, int64_t end) {
-      codec().decode(codes, begin, end - begin, error.row(begin));
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t j = 0; j < w.cols; ++j) error(i, j) = w(i, j) - error(i, j);
-      }
-      descent.run({codec(), blocks, w, begin, end - begin, codes, error.view()}, sweeps_, trial);
-    });
-  }
-
   void keep_if_better(const SolveInput& input, CodedMatrix& out, double& loss,
                       const std::function<void()>& step) const {
     CodedMatrix before = out;

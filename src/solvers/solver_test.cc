@@ -87,6 +87,8 @@ const char* const kSolvers[] = {
     "block_ldlq(pvq(3, dim=16), order=act)",
     "ldlq(trellis(2.5, survivors=16, rows=64))",
     "block_ldlq(additive(2, 5), descent=1)",
+    "descent(rtn(int(3, group=32)))",
+    "descent(block_ldlq(e8p), sweeps=1)",
     "em(rtn(additive(1, 6)), rounds=2)",
     "em(additive(3, 4, points=int8), sweeps=2)",
     "em(codebook(2, rows=5), rounds=2)",
@@ -292,6 +294,23 @@ TEST(BlockLdlq, BeatsRoundingOnCorrelatedInputs) {
     EXPECT_LT(block, 0.8 * rtn) << codec;
     EXPECT_LT(act, 0.8 * rtn) << codec;
   }
+}
+
+TEST(DescentSolver, OnlyLowersTheLossOfAnySolver) {
+  const Matrix<float> w = gaussian(32, 96, 41);
+  const Matrix<double> h = hessian(96, 400, 42);
+  for (const char* text : {"rtn(int(3, group=32))", "ldlq(int(3, group=32))", "block_ldlq(e8p)"}) {
+    const double before = solve(text, w, h.view()).report.loss;
+    double last = before;
+    for (const int sweeps : {1, 3}) {
+      const double loss =
+          solve(fmt::format("descent({}, sweeps={})", text, sweeps), w, h.view()).report.loss;
+      EXPECT_LT(loss, last * (sweeps == 1 ? 1.0 : 1.0000001)) << text;
+      last = loss;
+    }
+    EXPECT_LT(last, 0.99 * before) << text;
+  }
+  EXPECT_FALSE(make_solver(*spec::parse_call("descent(ldlq(trellis(2)))")));
 }
 
 TEST(BlockLdlq, DescentOnlyLowersTheLoss) {
