@@ -231,14 +231,9 @@ class DescentSolver final : public Solver {
       report.fallback = "no descent: it knows nothing of an output Hessian";
       return report;
     }
-    CodedMatrix before = out;
-    MatrixDescent(input.hessian, codec(), damping_).run(input.w, sweeps_, out);
-    const double loss = coded_loss(input, codec(), out);
-    if (loss < report.loss) {
-      report.loss = loss;
-    } else {
-      out = std::move(before);
-    }
+    keep_if_better(input, codec(), out, report.loss, [&] {
+      MatrixDescent(input.hessian, codec(), damping_).run(input.w, sweeps_, out);
+    });
     return report;
   }
 

@@ -12,8 +12,6 @@
 // Cost of a round: at most kSteps + 2 products n_out n_in^2 for each part, one for each loss, and
 // `sweeps` sweeps.
 // Reference: AQLM (arXiv 2401.06118), GPTVQ (arXiv 2402.15319).
-#include <functional>
-
 #include "solvers/descent.h"
 #include "solvers/refit.h"
 
@@ -68,29 +66,17 @@ class Em final : public Solver {
     for (int64_t round = 0; round < rounds_; ++round) {
       const double last = report.loss;
       for (int i = 0; i < codec().linear_parts(); ++i) {
-        keep_if_better(input, out, report.loss, [&] {
+        keep_if_better(input, codec(), out, report.loss, [&] {
           refit(input.w, h.view(), kSteps, *codec().linear_part(i, out.mutable_view()));
         });
       }
-      keep_if_better(input, out, report.loss, [&] { descent.run(input.w, sweeps_, out); });
+      keep_if_better(input, codec(), out, report.loss, [&] { descent.run(input.w, sweeps_, out); });
       if (!(report.loss < last * (1 - tolerance_))) break;
     }
     return report;
   }
 
  private:
-  void keep_if_better(const SolveInput& input, CodedMatrix& out, double& loss,
-                      const std::function<void()>& step) const {
-    CodedMatrix before = out;
-    step();
-    const double now = coded_loss(input, codec(), out);
-    if (now < loss) {
-      loss = now;
-    } else {
-      out = std::move(before);
-    }
-  }
-
   std::string spec_;
   std::unique_ptr<Solver> solver_;
   int64_t rounds_, sweeps_;

@@ -107,4 +107,16 @@ double coded_loss(const SolveInput& input, const Codec& codec, const CodedMatrix
   return quadratic_form(error.view(), input.hessian);
 }
 
+void keep_if_better(const SolveInput& input, const Codec& codec, CodedMatrix& codes, double& loss,
+                    const std::function<void()>& step) {
+  CodedMatrix before = codes;
+  step();
+  const double now = coded_loss(input, codec, codes);
+  if (now < loss) {
+    loss = now;
+  } else {
+    codes = std::move(before);
+  }
+}
+
 }  // namespace quern

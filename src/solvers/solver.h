@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -67,5 +68,8 @@ double quadratic_form(MatrixView<const float> a, MatrixView<const double> h);
 
 // tr(E H E^T) of a coded matrix.
 double coded_loss(const SolveInput& input, const Codec& codec, const CodedMatrix& codes);
+// Takes back what `step` does to the codes unless it lowers their loss, which is kept up to date.
+void keep_if_better(const SolveInput& input, const Codec& codec, CodedMatrix& codes, double& loss,
+                    const std::function<void()>& step);
 
 }  // namespace quern
