@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <vector>
 
 #include "base/checked.h"
 #include "codecs/bit_stream.h"
@@ -57,6 +58,23 @@ void scale_panel(const float* values, int64_t stride, int64_t n_rows, int64_t n_
                  int64_t panel_group, float* panel) {
   for (int64_t j = 0; j < n_cols; j += panel_group, panel += kPanelRows) {
     for (int64_t r = 0; r < n_rows; ++r) panel[r] = values[r * stride + j / group];
+  }
+}
+
+void code_panels(const CodeRows& codes, int64_t row, int64_t n_rows, int64_t col, int64_t n_cols,
+                 int64_t panel_group, const ReadScales& read, const MutablePanels& out) {
+  const int64_t n = ceil_div(n_cols, codes.group);
+  thread_local std::vector<float> scales;
+  scales.resize(static_cast<size_t>(kPanelRows * n));
+  for (int64_t r = 0; r < n_rows; r += kPanelRows) {
+    const int64_t height = std::min(kPanelRows, n_rows - r), p = r / kPanelRows;
+    code_panel(codes, row + r, height, col, n_cols, panel_group,
+               out.levels + p * out.levels_stride);
+    for (int64_t i = 0; i < height; ++i) {
+      read(row + r + i, col / codes.group, n, scales.data() + i * n);
+    }
+    scale_panel(scales.data(), n, height, n_cols, codes.group, panel_group,
+                out.scales + p * out.scales_stride);
   }
 }
 

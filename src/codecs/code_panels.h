@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "codecs/codec.h"
 
@@ -38,6 +39,12 @@ void code_panel_avx512(const CodeRows& codes, int64_t row, int64_t n_rows, int64
                        int64_t n_cols, int64_t panel_group, uint8_t* panel);
 void code_panel(const CodeRows& codes, int64_t row, int64_t n_rows, int64_t col, int64_t n_cols,
                 int64_t panel_group, uint8_t* panel);
+
+// Rows [row, row + n_rows) and columns [col, col + n_cols) as panels. `read` writes the scales of
+// groups [first, first + n) of a row.
+using ReadScales = std::function<void(int64_t row, int64_t first, int64_t n, float* scales)>;
+void code_panels(const CodeRows& codes, int64_t row, int64_t n_rows, int64_t col, int64_t n_cols,
+                 int64_t panel_group, const ReadScales& read, const MutablePanels& out);
 
 // Scales of n_cols columns of a panel from row-major values[n_rows, stride], each for `group`
 // columns.

@@ -201,7 +201,7 @@ class IntCodec final : public Codec {
                      int64_t n_cols, const MutablePanels& out) const override {
     const int64_t in_panel = panel_group(codes.n_in), group = group_cols(codes.n_in);
     if (in_panel == 0) return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
-    const int64_t groups = ceil_div(codes.n_in, group), n = ceil_div(n_cols, group);
+    const int64_t groups = ceil_div(codes.n_in, group);
     const CodeRows rows{plane(codes, 0),
                         nullptr,
                         bits_,
@@ -210,18 +210,10 @@ class IntCodec final : public Codec {
                         panel_levels_.data(),
                         is_symmetric_ ? nullptr : plane(codes, 2),
                         group};
-    thread_local std::vector<float> scales;
-    scales.resize(static_cast<size_t>(kPanelRows * n));
-    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
-      const int64_t height = std::min(kPanelRows, n_rows - r), p = r / kPanelRows;
-      code_panel(rows, row + r, height, col, n_cols, in_panel, out.levels + p * out.levels_stride);
-      for (int64_t i = 0; i < height; ++i) {
-        kernels().f16_to_float(plane(codes, 1) + ((row + r + i) * groups + col / group) * 2, n,
-                               scales.data() + i * n);
-      }
-      scale_panel(scales.data(), n, height, n_cols, group, in_panel,
-                  out.scales + p * out.scales_stride);
-    }
+    const auto read = [&](int64_t i, int64_t first, int64_t n, float* scales) {
+      kernels().f16_to_float(plane(codes, 1) + (i * groups + first) * 2, n, scales);
+    };
+    code_panels(rows, row, n_rows, col, n_cols, in_panel, read, out);
   }
 
  private:

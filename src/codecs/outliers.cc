@@ -389,9 +389,8 @@ Result<std::unique_ptr<Codec>> make_outliers(const spec::Params& params) {
   if (params.number("sigmas") > 0 && fills_room) {
     return usage_error("outliers: sigmas is for select=magnitude and layout=csr");
   }
-  spec::Call canonical = params.canonical();
-  QUERN_ASSIGN(canonical.args[0].value.call[0], spec::parse_call(inner->spec()));
-  return std::make_unique<OutliersCodec>(print(canonical), std::move(inner), params);
+  QUERN_ASSIGN(std::string text, params.text_around(inner->spec()));
+  return std::make_unique<OutliersCodec>(std::move(text), std::move(inner), params);
 }
 
 constexpr std::string_view kExamples[] = {

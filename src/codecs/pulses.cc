@@ -61,13 +61,11 @@ class PulsesDecoder final : public Decoder {
     rows.n_in = codes.n_in;
     rows.levels = panel_levels_.data();
     rows.group = dim_;
-    const auto* steps = reinterpret_cast<const float*>(codes.planes[1]) + row * groups + col / dim_;
-    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
-      const int64_t height = std::min(kPanelRows, n_rows - r), p = r / kPanelRows;
-      code_panel(rows, row + r, height, col, n_cols, in_panel, out.levels + p * out.levels_stride);
-      scale_panel(steps + r * groups, groups, height, n_cols, dim_, in_panel,
-                  out.scales + p * out.scales_stride);
-    }
+    const auto* steps = reinterpret_cast<const float*>(codes.planes[1]);
+    const auto read = [&](int64_t i, int64_t first, int64_t n, float* scales) {
+      std::copy_n(steps + i * groups + first, n, scales);
+    };
+    code_panels(rows, row, n_rows, col, n_cols, in_panel, read, out);
   }
 
  private:

@@ -203,7 +203,6 @@ class ScalarCodec final : public Codec {
                      int64_t n_cols, const MutablePanels& out) const override {
     const int64_t in_panel = panel_group(codes.n_in), group = group_cols(codes.n_in);
     if (in_panel == 0) return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
-    const int64_t n = ceil_div(n_cols, group);
     const CodeRows rows{stream(codes, 0, 0, split_.low),
                         split_.high > 0 ? stream(codes, 1, 0, split_.high) : nullptr,
                         split_.low,
@@ -212,19 +211,11 @@ class ScalarCodec final : public Codec {
                         panel_levels_.levels.data(),
                         nullptr,
                         group};
-    thread_local std::vector<float> scales;
-    scales.resize(static_cast<size_t>(kPanelRows * n));
-    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
-      const int64_t height = std::min(kPanelRows, n_rows - r), p = r / kPanelRows;
-      code_panel(rows, row + r, height, col, n_cols, in_panel, out.levels + p * out.levels_stride);
-      for (int64_t i = 0; i < height; ++i) {
-        scales_.load(codes, (row + r + i) * groups(codes.n_in) + col / group, n,
-                     scales.data() + i * n);
-      }
-      kernels().scale(panel_levels_.unit, kPanelRows * n, scales.data());
-      scale_panel(scales.data(), n, height, n_cols, group, in_panel,
-                  out.scales + p * out.scales_stride);
-    }
+    const auto read = [&](int64_t i, int64_t first, int64_t n, float* scales) {
+      scales_.load(codes, i * groups(codes.n_in) + first, n, scales);
+      kernels().scale(panel_levels_.unit, n, scales);
+    };
+    code_panels(rows, row, n_rows, col, n_cols, in_panel, read, out);
   }
 
  private:

@@ -252,9 +252,8 @@ Result<std::unique_ptr<Solver>> make_beam(const spec::Params& params) {
     return usage_error("beam: {} does not list the values that a weight may take", codec->spec());
   }
   QUERN_ASSIGN(const FeedbackOptions options, read_feedback_options("beam", params, *codec));
-  spec::Call canonical = params.canonical();
-  QUERN_ASSIGN(canonical.args[0].value.call[0], spec::parse_call(codec->spec()));
-  return std::make_unique<Beam>(print(canonical), std::move(codec), options,
+  QUERN_ASSIGN(std::string text, params.text_around(codec->spec()));
+  return std::make_unique<Beam>(std::move(text), std::move(codec), options,
                                 params.integer("width"));
 }
 

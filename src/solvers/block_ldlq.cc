@@ -116,9 +116,8 @@ Result<std::unique_ptr<Solver>> make_block_ldlq(const spec::Params& params) {
     return usage_error("block_ldlq: {} decides late, column by column; use ldlq", codec->spec());
   }
   QUERN_ASSIGN(const FeedbackOptions options, read_feedback_options("block_ldlq", params, *codec));
-  spec::Call canonical = params.canonical();
-  QUERN_ASSIGN(canonical.args[0].value.call[0], spec::parse_call(codec->spec()));
-  return std::make_unique<BlockLdlq>(print(canonical), std::move(codec), options,
+  QUERN_ASSIGN(std::string text, params.text_around(codec->spec()));
+  return std::make_unique<BlockLdlq>(std::move(text), std::move(codec), options,
                                      params.integer("descent"));
 }
 

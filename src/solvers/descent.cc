@@ -250,9 +250,8 @@ Result<std::unique_ptr<Solver>> make_descent(const spec::Params& params) {
     return usage_error("descent: {} decides late, and its blocks cannot be coded alone",
                        solver->codec().spec());
   }
-  spec::Call canonical = params.canonical();
-  QUERN_ASSIGN(canonical.args[0].value.call[0], spec::parse_call(solver->spec()));
-  return std::make_unique<DescentSolver>(print(canonical), std::move(solver), params);
+  QUERN_ASSIGN(std::string text, params.text_around(solver->spec()));
+  return std::make_unique<DescentSolver>(std::move(text), std::move(solver), params);
 }
 
 }  // namespace

@@ -97,9 +97,8 @@ Result<std::unique_ptr<Solver>> make_em(const spec::Params& params) {
   if (codec.linear_parts() == 0 || codec.decides_late()) {
     return usage_error("em: {} has no side info that could be refitted", codec.spec());
   }
-  spec::Call canonical = params.canonical();
-  QUERN_ASSIGN(canonical.args[0].value.call[0], spec::parse_call(solver->spec()));
-  return std::make_unique<Em>(print(canonical), std::move(solver), params);
+  QUERN_ASSIGN(std::string text, params.text_around(solver->spec()));
+  return std::make_unique<Em>(std::move(text), std::move(solver), params);
 }
 
 }  // namespace

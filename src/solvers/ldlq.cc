@@ -129,9 +129,8 @@ Result<std::unique_ptr<Solver>> make_ldlq(const spec::Params& params) {
     return usage_error("ldlq: {} codes columns in their natural order only", codec->spec());
   }
   QUERN_ASSIGN(const FeedbackOptions options, read_feedback_options("ldlq", params, *codec));
-  spec::Call canonical = params.canonical();
-  QUERN_ASSIGN(canonical.args[0].value.call[0], spec::parse_call(codec->spec()));
-  return std::make_unique<Ldlq>(print(canonical), std::move(codec), options);
+  QUERN_ASSIGN(std::string text, params.text_around(codec->spec()));
+  return std::make_unique<Ldlq>(std::move(text), std::move(codec), options);
 }
 
 }  // namespace

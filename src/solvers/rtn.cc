@@ -66,9 +66,8 @@ const SolverInfo rtn_solver_info = {
     .summary = "round each block to its nearest codeword",
     .make = [](const spec::Params& params) -> Result<std::unique_ptr<Solver>> {
       QUERN_ASSIGN(auto codec, make_codec(params.call("codec")));
-      spec::Call canonical = params.canonical();
-      QUERN_ASSIGN(canonical.args[0].value.call[0], spec::parse_call(codec->spec()));
-      return std::make_unique<Rtn>(print(canonical), std::move(codec));
+      QUERN_ASSIGN(std::string text, params.text_around(codec->spec()));
+      return std::make_unique<Rtn>(std::move(text), std::move(codec));
     },
 };
 

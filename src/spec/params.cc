@@ -160,6 +160,12 @@ bool Params::has(std::string_view name, std::string_view element) const {
   }
 }
 
+Result<std::string> Params::text_around(const std::string& inner) const {
+  Call call = canonical();
+  QUERN_ASSIGN(call.args[0].value.call[0], parse_call(inner));
+  return print(call);
+}
+
 Call Params::canonical() const {
   Call call;
   call.name = name_;

@@ -46,6 +46,9 @@ class Params {
   bool has(std::string_view name, std::string_view element) const;  // of a kSet
   const Call& call(std::string_view name) const;
   Call canonical() const;
+  // Canonical text where the first parameter is a call, written as `inner`, the text of what it
+  // made.
+  Result<std::string> text_around(const std::string& inner) const;
 
  private:
   const Value& get(std::string_view name) const;
