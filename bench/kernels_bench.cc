@@ -130,7 +130,7 @@ void register_rows(const KernelTable& table, const std::string& suffix) {
       {"silu_gated", [](const KernelTable& t,
                         float* x) { t.activate_gated(Activation::kSilu, gain.data(), 4096, x); }},
       {"gelu", [](const KernelTable& t, float* x) { t.activate(Activation::kGelu, 4096, x); }},
-      {"softmax", [](const KernelTable& t, float* x) { t.softmax(4096, x); }},
+      {"softmax", [](const KernelTable& t, float* x) { t.softmax(1, 4096, x, nullptr); }},
       {"fwht", [](const KernelTable& t, float* x) { t.fwht(12, 1.0f / 64, x); }},
       {"axpy_rows_32x64x128",
        [](const KernelTable& t, float* x) {
@@ -172,7 +172,8 @@ void attention(benchmark::State& state) {
   args.q = q.data();
   args.ld_q = args.d_head = args.ld_out = d_head;
   args.n_q = n_q;
-  args.k = args.v = {rows.data(), DType::kF16, d_head};
+  args.k = args.v = rows.data();
+  args.dtype = DType::kF16;
   args.n_ctx = n_ctx;
   args.last = last.data();
   args.scale = 0.088f;

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Queries go in tiles that share every load of K and V: scores of the whole visible range by
-// dot_tile, softmax by row, then weighted sums by axpy_rows. Positions come in blocks that stay in
-// the first cache (stored halves become floats there). Where the queries of a tile see different
-// ranges, the positions they all see go through the tile kernel and the ragged ends query by query;
-// both add positions in ascending order, so the split is invisible in the result.
+// Rows are the heads of a group, query by query. They go in tiles that share every load of K and V:
+// scores of the whole visible range, softmax by row, then weighted sums of rows of V. Positions
+// come in blocks that stay in the first cache, where stored halves become floats once for all rows.
+// Of a block of turned keys, a vector holds the scores of a row side by side: no sum crosses a
+// register. Within a block, rows go by fours, as the kernels take them. Where the rows of a four
+// see different ranges, the positions they all see go together and the ragged ends row by row; both
+// add positions in ascending order, so the split is invisible in the result.
 #include "kernels/attention.h"
 
 #include <algorithm>
-#include <cstring>
+#include <array>
 #include <limits>
 
 #include "base/check.h"
@@ -17,140 +19,145 @@
 namespace quern {
 namespace {
 
-constexpr int64_t kBlock = 64;                  // positions at once: 32 KiB of floats at d_head 128
 constexpr int64_t kTileScores = 131072;         // scores of a tile stay in half of a second cache
-constexpr int64_t kMinTile = 8, kMaxTile = 32;  // a group of heads meets its K and V once
+constexpr int64_t kMinTile = 8, kMaxTile = 64;  // rows; a group of heads meets its K and V once
+constexpr int64_t kFour = 4, kTurnedUnit = 32;
 
 struct Range {
   int64_t begin, end;
+  bool empty() const { return begin >= end; }
 };
 
 Range intersect(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
 
+Range unite(Range a, Range b) {
+  if (a.empty()) return b;
+  if (b.empty()) return a;
+  return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
+}
+
 // Scratch outlives the call, so that a step allocates nothing once it has seen its longest context.
 struct Scratch {
-  AlignedVector<float> scores, rows;
+  AlignedVector<float> scores, q, out, block;
   static float* grown(AlignedVector<float>& buffer, int64_t n) {
     if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(static_cast<size_t>(n));
     return buffer.data();
   }
 };
 
-struct FloatRows {
-  const float* data;
-  int64_t ld;
-};
-
-// Rows [block.begin, block.end) as floats.
-FloatRows load_rows(const KvRows& rows, Range block, int64_t d_head, const KernelTable& table,
-                    Scratch& scratch) {
-  const char* start = static_cast<const char*>(rows.data) +
-                      block.begin * rows.stride * (dtype_bits(rows.dtype) / 8);
-  if (rows.dtype == DType::kF32) return {reinterpret_cast<const float*>(start), rows.stride};
-  QUERN_CHECK(rows.dtype == DType::kF16 || rows.dtype == DType::kBF16);
-  const auto convert = rows.dtype == DType::kF16 ? table.f16_to_float : table.bf16_to_float;
-  float* converted = Scratch::grown(scratch.rows, kBlock * d_head);
-  const int64_t n = block.end - block.begin;
-  if (rows.stride == d_head) {
-    convert(start, n * d_head, converted);
-    return {converted, d_head};
-  }
-  for (int64_t p = 0; p < n; ++p) {
-    convert(start + p * rows.stride * 2, d_head, converted + p * d_head);
-  }
-  return {converted, d_head};
-}
-
-// A tile of queries [first_query, first_query + n) and what they see.
+// Rows [first, first + n) and what they see.
 class Tile {
  public:
-  Tile(const AttendArgs& args, const KernelTable& table, int64_t first_query, int64_t n,
-       Scratch& scratch)
-      : a_(args), table_(table), q0_(first_query), n_(n), scratch_(scratch) {
-    any_ = {args.n_ctx, 0};
-    all_ = {0, args.n_ctx};
+  Tile(const AttendArgs& args, const KernelTable& table, int64_t first, int64_t n, Scratch& scratch)
+      : a_(args), table_(table), first_(first), n_(n), d_(args.d_head), scratch_(scratch) {
     for (int64_t i = 0; i < n; ++i) {
-      const Range seen = visible(i);
-      all_ = intersect(all_, seen);
-      if (seen.begin >= seen.end) continue;
-      any_ = {std::min(any_.begin, seen.begin), std::max(any_.end, seen.end)};
+      const int64_t query = (first + i) / a_.n_heads;
+      Range& seen = seen_[static_cast<size_t>(i)];
+      seen = {a_.first != nullptr ? a_.first[query] : 0,
+              a_.last != nullptr ? a_.last[query] : a_.n_ctx};
+      QUERN_CHECK(seen.begin >= 0 && seen.end <= a_.n_ctx);
+      if (seen.empty()) seen = {0, 0};
+      any_ = unite(any_, seen);
     }
+    any_ = {any_.begin / kKeyBlock * kKeyBlock, round_up(any_.end, kKeyBlock)};
     // A line more than needed: rows a power of two apart would share a cache set.
-    ld_ = round_up(any_.end > any_.begin ? any_.end - any_.begin : 1, int64_t{16}) + 16;
+    ld_ = any_.end - any_.begin + 16;
     scores_ = Scratch::grown(scratch.scores, n * ld_);
+    q_ = Scratch::grown(scratch.q, kMaxTile * d_);
+    out_ = Scratch::grown(scratch.out, kMaxTile * d_);
   }
 
   void run() {
-    for (int64_t p = any_.begin; p < any_.end; p += kBlock)
-      score({p, std::min(p + kBlock, any_.end)});
+    for (int64_t i = 0; i < n_; ++i) std::copy_n(a_.q + offset(i, a_.ld_q), d_, q_ + i * d_);
+    std::fill_n(out_, n_ * d_, 0.0f);
+    for (int64_t p = any_.begin; p < any_.end; p += kKeyBlock) score({p, p + kKeyBlock});
     for (int64_t i = 0; i < n_; ++i) normalise(i);
-    for (int64_t p = any_.begin; p < any_.end; p += kBlock)
-      gather({p, std::min(p + kBlock, any_.end)});
+    for (int64_t p = any_.begin; p < any_.end; p += kKeyBlock) {
+      gather({p, std::min(p + kKeyBlock, a_.n_ctx)});
+    }
+    for (int64_t i = 0; i < n_; ++i) std::copy_n(out_ + i * d_, d_, a_.out + offset(i, a_.ld_out));
   }
 
  private:
-  Range visible(int64_t i) const {
-    const Range seen{a_.first != nullptr ? a_.first[q0_ + i] : 0,
-                     a_.last != nullptr ? a_.last[q0_ + i] : a_.n_ctx};
-    QUERN_CHECK(seen.begin >= 0 && seen.end <= a_.n_ctx);
-    return seen;
+  Range seen(int64_t i) const { return seen_[static_cast<size_t>(i)]; }
+  int64_t offset(int64_t i, int64_t ld) const {
+    return (first_ + i) / a_.n_heads * ld + (first_ + i) % a_.n_heads * d_;
   }
   float* score_at(int64_t i, int64_t p) { return scores_ + i * ld_ + (p - any_.begin); }
 
+  // Positions of a block as floats, turned or not.
+  const float* load(const void* source, Range block) {
+    const char* start =
+        static_cast<const char*>(source) + block.begin * d_ * dtype_bits(a_.dtype) / 8;
+    if (a_.dtype == DType::kF32) return reinterpret_cast<const float*>(start);
+    QUERN_CHECK(a_.dtype == DType::kF16 || a_.dtype == DType::kBF16);
+    const auto convert = a_.dtype == DType::kF16 ? table_.f16_to_float : table_.bf16_to_float;
+    float* converted = Scratch::grown(scratch_.block, kKeyBlock * d_);
+    convert(start, (block.end - block.begin) * d_, converted);
+    return converted;
+  }
+
   void score(Range block) {
-    const FloatRows k = load_rows(a_.k, block, a_.d_head, table_, scratch_);
-    table_.dot_tile(a_.q + q0_ * a_.ld_q, a_.ld_q, n_, k.data, k.ld, block.end - block.begin,
-                    a_.d_head, score_at(0, block.begin), ld_);
+    const float* k = load(a_.k, block);
+    for (int64_t i = 0; i < n_; i += kFour) {
+      const int64_t count = std::min(kFour, n_ - i);
+      Range any{0, 0};
+      for (int64_t r = i; r < i + count; ++r) any = unite(any, intersect(seen(r), block));
+      if (any.empty()) continue;
+      any = {any.begin / kTurnedUnit * kTurnedUnit, round_up(any.end, kTurnedUnit)};
+      table_.dot_turned(q_ + i * d_, d_, count, k + (any.begin - block.begin), kKeyBlock,
+                        any.end - any.begin, d_, score_at(i, any.begin), ld_);
+    }
   }
 
   void normalise(int64_t i) {
-    const Range seen = visible(i);
-    const int64_t n = std::max<int64_t>(seen.end - seen.begin, 0);
-    float lse = -std::numeric_limits<float>::infinity();
-    if (n > 0) {
-      float* row = score_at(i, seen.begin);
-      table_.scale(a_.scale, n, row);
-      if (a_.soft_cap != 0) table_.soft_cap(a_.soft_cap, n, row);
-      lse = table_.softmax(n, row);
+    const int64_t n = seen(i).end - seen(i).begin;
+    float* row = n > 0 ? score_at(i, seen(i).begin) : scores_;
+    float scale = a_.scale;
+    if (a_.soft_cap != 0) {
+      table_.scale(scale, n, row);
+      table_.soft_cap(a_.soft_cap, n, row);
+      scale = 1;
     }
-    if (a_.lse != nullptr) a_.lse[q0_ + i] = lse;
-    std::fill_n(out(i), a_.d_head, 0.0f);
+    table_.softmax(scale, n, row, a_.lse != nullptr ? a_.lse + first_ + i : nullptr);
     if (a_.weights == nullptr) return;
-    float* weights = a_.weights + (q0_ + i) * a_.ld_weights;
+    float* weights = a_.weights + (first_ + i) * a_.n_ctx;
     std::fill_n(weights, a_.n_ctx, 0.0f);
-    if (n > 0) std::copy_n(score_at(i, seen.begin), n, weights + seen.begin);
+    std::copy_n(row, n, weights + seen(i).begin);
   }
 
-  float* out(int64_t i) { return a_.out + (q0_ + i) * a_.ld_out; }
-
-  // Adds positions `part` of a loaded block to `count` queries from i on.
-  void add(FloatRows v, Range block, Range part, int64_t i, int64_t count) {
-    if (part.begin >= part.end) return;
-    table_.axpy_rows(score_at(i, part.begin), ld_, count,
-                     v.data + (part.begin - block.begin) * v.ld, v.ld, part.end - part.begin,
-                     a_.d_head, out(i), a_.ld_out);
+  // Adds positions `part` of a loaded block to `count` rows from i on.
+  void add(const float* v, Range block, Range part, int64_t i, int64_t count) {
+    if (part.empty()) return;
+    table_.axpy_rows(score_at(i, part.begin), ld_, count, v + (part.begin - block.begin) * d_, d_,
+                     part.end - part.begin, d_, out_ + i * d_, d_);
   }
 
   void gather(Range block) {
-    const FloatRows v = load_rows(a_.v, block, a_.d_head, table_, scratch_);
-    Range common = intersect(block, all_);
-    if (common.begin >= common.end) common = {block.end, block.end};
-    for (int64_t i = 0; i < n_; ++i) {
-      add(v, block, intersect(visible(i), {block.begin, common.begin}), i, 1);
-    }
-    add(v, block, common, 0, n_);
-    for (int64_t i = 0; i < n_; ++i) {
-      add(v, block, intersect(visible(i), {common.end, block.end}), i, 1);
+    const float* v = load(a_.v, block);
+    for (int64_t i = 0; i < n_; i += kFour) {
+      const int64_t count = std::min(kFour, n_ - i);
+      Range common = block;
+      for (int64_t r = i; r < i + count; ++r) common = intersect(common, seen(r));
+      if (common.empty()) common = {block.end, block.end};
+      for (int64_t r = i; r < i + count; ++r) {
+        add(v, block, intersect(seen(r), {block.begin, common.begin}), r, 1);
+      }
+      add(v, block, common, i, count);
+      for (int64_t r = i; r < i + count; ++r) {
+        add(v, block, intersect(seen(r), {common.end, block.end}), r, 1);
+      }
     }
   }
 
   const AttendArgs& a_;
   const KernelTable& table_;
-  int64_t q0_, n_;
+  int64_t first_, n_, d_;
   Scratch& scratch_;
-  Range any_, all_;  // positions that some query, that every query sees
+  std::array<Range, kMaxTile> seen_;
+  Range any_{0, 0};  // whole blocks that hold what some row sees
   int64_t ld_;
-  float* scores_;  // [n, ld]
+  float *scores_, *q_, *out_;  // [n, ld], [n, d_head], [n, d_head]
 };
 
 }  // namespace
@@ -158,9 +165,10 @@ class Tile {
 void attend(const AttendArgs& args, const KernelTable& table) {
   thread_local Scratch scratch;
   const int64_t fitting = kTileScores / std::max<int64_t>(args.n_ctx, 1);
-  const int64_t tile = std::clamp<int64_t>(fitting / 4 * 4, kMinTile, kMaxTile);
-  for (int64_t i = 0; i < args.n_q; i += tile) {
-    Tile(args, table, i, std::min(tile, args.n_q - i), scratch).run();
+  const int64_t tile = std::clamp<int64_t>(fitting / kFour * kFour, kMinTile, kMaxTile);
+  const int64_t n_rows = args.n_q * args.n_heads;
+  for (int64_t i = 0; i < n_rows; i += tile) {
+    Tile(args, table, i, std::min(tile, n_rows - i), scratch).run();
   }
 }
 

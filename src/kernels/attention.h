@@ -17,20 +17,20 @@
 
 namespace quern {
 
-// Rows of K or V: row p starts at element p * stride.
-struct KvRows {
-  const void* data = nullptr;
-  DType dtype = DType::kF32;  // kF32, kF16 or kBF16
-  int64_t stride = 0;         // elements, >= d_head
-};
+// Keys are stored turned, in blocks of this many positions.
+inline constexpr int64_t kKeyBlock = 64;
 
 struct AttendArgs {
-  const float* q = nullptr;  // [n_q, d_head]: heads of one KV group, or positions of one head
+  // Head h of query i starts at q + i * ld_q + h * d_head; the heads are some that read this KV
+  // head, and see the same positions.
+  const float* q = nullptr;
   int64_t ld_q = 0;
-  int64_t n_q = 0;
+  int64_t n_q = 0, n_heads = 1;
   int64_t d_head = 0;
 
-  KvRows k, v;  // [n_ctx, d_head]
+  const void* k = nullptr;    // [ceil(n_ctx / kKeyBlock), d_head, kKeyBlock]
+  const void* v = nullptr;    // [n_ctx, d_head]
+  DType dtype = DType::kF32;  // of k and v: kF32, kF16 or kBF16
   int64_t n_ctx = 0;
   const int64_t* first = nullptr;  // [n_q], first visible position; null: 0
   const int64_t* last = nullptr;   // [n_q], one past the last visible position; null: n_ctx
@@ -38,11 +38,10 @@ struct AttendArgs {
   float scale = 1;
   float soft_cap = 0;  // 0: none; else cap * tanh(score / cap)
 
-  float* out = nullptr;  // [n_q, d_head]; zeros for a query that sees nothing
+  float* out = nullptr;  // as q; zeros for a query that sees nothing
   int64_t ld_out = 0;
-  float* lse = nullptr;      // [n_q] or null: log sum exp of the scores; -inf where nothing is seen
-  float* weights = nullptr;  // [n_q, n_ctx] or null: the softmax, zero outside the visible range
-  int64_t ld_weights = 0;
+  float* lse = nullptr;      // [n_q, n_heads] or null: log sum exp of the scores; -inf for none
+  float* weights = nullptr;  // [n_q, n_heads, n_ctx] or null: the softmax, zero where not visible
 };
 
 void attend(const AttendArgs& args, const KernelTable& table = kernels());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/attention.h"
 
+#include "base/checked.h"
 #include "base/float_types.h"
 #include "kernels/parity_testing.h"
 
@@ -8,29 +9,35 @@ namespace quern {
 namespace {
 
 struct Problem {
-  int64_t n_q, n_ctx, d_head, stride;
-  std::vector<float> q, k, v;
-  std::vector<uint16_t> k_half, v_half;
+  int64_t n_q, n_ctx, d_head;
+  std::vector<float> q, k, v, turned;
+  std::vector<uint16_t> turned_half, v_half;
   std::vector<int64_t> first, last;
   float soft_cap = 0;
   DType dtype = DType::kF32;
 
   Problem(int64_t n_q, int64_t n_ctx, int64_t d_head, uint64_t seed)
-      : n_q(n_q), n_ctx(n_ctx), d_head(d_head), stride(d_head + 3) {
+      : n_q(n_q), n_ctx(n_ctx), d_head(d_head) {
     Random random(seed);
     const auto draw = [&random](std::vector<float>& x, int64_t n) {
       x.resize(static_cast<size_t>(n));
       for (float& value : x) value = static_cast<float>(random.gaussian());
     };
     draw(q, n_q * d_head);
-    draw(k, n_ctx * stride);
-    draw(v, n_ctx * stride);
-    for (auto [x, half] : {std::pair{&k, &k_half}, std::pair{&v, &v_half}}) {
-      for (float& value : *x) {  // exact in either type
-        half->push_back(float_to_f16(value));
-        value = f16_to_float(half->back());
+    draw(k, n_ctx * d_head);
+    draw(v, n_ctx * d_head);
+    for (std::vector<float>* x : {&k, &v}) {  // exact in either type
+      for (float& value : *x) value = f16_to_float(float_to_f16(value));
+    }
+    // Positions past the last are never to show.
+    turned.assign(static_cast<size_t>(round_up(n_ctx, kKeyBlock) * d_head), std::nanf(""));
+    for (int64_t p = 0; p < n_ctx; ++p) {
+      for (int64_t c = 0; c < d_head; ++c) {
+        turned[(p / kKeyBlock * d_head + c) * kKeyBlock + p % kKeyBlock] = k[p * d_head + c];
       }
     }
+    for (float value : turned) turned_half.push_back(float_to_f16(value));
+    for (float value : v) v_half.push_back(float_to_f16(value));
     for (int64_t i = 0; i < n_q; ++i) {  // causal, every third query with a window of 40
       const int64_t end = n_ctx - n_q + i + 1;
       last.push_back(std::max<int64_t>(end, 0));
@@ -45,8 +52,9 @@ struct Problem {
     a.ld_q = d_head;
     a.n_q = n_q;
     a.d_head = d_head;
-    a.k = {half ? static_cast<const void*>(k_half.data()) : k.data(), dtype, stride};
-    a.v = {half ? static_cast<const void*>(v_half.data()) : v.data(), dtype, stride};
+    a.k = half ? static_cast<const void*>(turned_half.data()) : turned.data();
+    a.v = half ? static_cast<const void*>(v_half.data()) : v.data();
+    a.dtype = dtype;
     a.n_ctx = n_ctx;
     a.first = first.data();
     a.last = last.data();
@@ -80,7 +88,7 @@ void expect_close(const Problem& p, const std::vector<float>& out, const std::ve
       double dot = 0, size = 0;
       for (int64_t c = 0; c < p.d_head; ++c) {
         const double term =
-            static_cast<double>(p.q[i * p.d_head + c]) * p.k[(first + j) * p.stride + c];
+            static_cast<double>(p.q[i * p.d_head + c]) * p.k[(first + j) * p.d_head + c];
         dot += term;
         size += std::fabs(term);
       }
@@ -94,7 +102,7 @@ void expect_close(const Problem& p, const std::vector<float>& out, const std::ve
     for (int64_t c = 0; c < p.d_head; ++c) {
       double exact = 0, size = 0;
       for (int64_t j = 0; j < n; ++j) {
-        const double term = std::exp(score[j]) / sum * p.v[(first + j) * p.stride + c];
+        const double term = std::exp(score[j]) / sum * p.v[(first + j) * p.d_head + c];
         exact += term;
         size += std::fabs(term);
       }
@@ -156,16 +164,32 @@ TEST(Attention, StoredHalvesGiveTheBitsOfTheirFloats) {
   const std::vector<float> want = attend_all(p);
   p.dtype = DType::kF16;
   EXPECT_EQ(attend_all(p), want);
-  std::vector<uint16_t> packed;  // rows without gaps convert a block at a time
-  for (int64_t r = 0; r < p.n_ctx; ++r) {
-    packed.insert(packed.end(), p.k_half.begin() + r * p.stride,
-                  p.k_half.begin() + r * p.stride + p.d_head);
+}
+
+TEST(Attention, HeadsTogetherHaveTheBitsOfHeadsAlone) {
+  constexpr int64_t kHeads = 7;
+  for (int64_t n_q : {1, 5, 40}) {
+    const Problem p(n_q, 300, 64, 10);
+    const int64_t ld = kHeads * p.d_head + 5;
+    std::vector<float> q(static_cast<size_t>(n_q * ld)), together(q.size()), alone(q.size());
+    std::vector<float> lse(static_cast<size_t>(n_q * kHeads));
+    testing::fill(q.data(), n_q * ld, testing::Fill::kGaussian, 11);
+    AttendArgs a = p.args(together.data(), lse.data());
+    a.q = q.data();
+    a.ld_q = a.ld_out = ld;
+    a.n_heads = kHeads;
+    attend(a);
+    a.n_heads = 1;
+    for (int64_t h = 0; h < kHeads; ++h) {
+      std::vector<float> lse_alone(static_cast<size_t>(n_q));
+      a.q = q.data() + h * p.d_head;
+      a.out = alone.data() + h * p.d_head;
+      a.lse = lse_alone.data();
+      attend(a);
+      for (int64_t i = 0; i < n_q; ++i) EXPECT_EQ(lse[i * kHeads + h], lse_alone[i]);
+    }
+    EXPECT_EQ(together, alone);
   }
-  std::vector<float> out(want.size());
-  AttendArgs a = p.args(out.data());
-  a.k = {packed.data(), DType::kF16, p.d_head};
-  attend(a);
-  EXPECT_EQ(out, want);
 }
 
 TEST(Attention, WeightsAreTheSoftmaxOfWhatIsSeen) {
@@ -174,7 +198,6 @@ TEST(Attention, WeightsAreTheSoftmaxOfWhatIsSeen) {
   std::vector<float> weights(static_cast<size_t>(p.n_q * p.n_ctx), 5.0f);
   AttendArgs a = p.args(out.data());
   a.weights = weights.data();
-  a.ld_weights = p.n_ctx;
   attend(a);
   for (int64_t i = 0; i < p.n_q; ++i) {
     double sum = 0;

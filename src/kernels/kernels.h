@@ -45,6 +45,11 @@ struct KernelTable {
   void (*dot_tile)(const float* x, int64_t ld_x, int64_t n_x, const float* w, int64_t ld_w,
                    int64_t n_w, int64_t k, float* y, int64_t ld_y);
 
+  // y[i, j] = dot(x[i, :], w[:, j]) for i < n_x, j < n_w: the same with w turned, [k, n_w], n_w a
+  // multiple of 32.
+  void (*dot_turned)(const float* x, int64_t ld_x, int64_t n_x, const float* w, int64_t ld_w,
+                     int64_t n_w, int64_t k, float* y, int64_t ld_y);
+
   // y[i, j] = fma(a[i, p], v[p, j], y[i, j]) for p = 0, 1, ..., n_v - 1 in this order, i < n_y and
   // j < n: weighted sums of rows, each with the bits of n_v calls of `axpy`. y may not overlap.
   void (*axpy_rows)(const float* a, int64_t ld_a, int64_t n_y, const float* v, int64_t ld_v,
@@ -79,9 +84,9 @@ struct KernelTable {
 
   // x[i] = cap * tanh(x[i] / cap)
   void (*soft_cap)(float cap, int64_t n, float* x);
-  // x = softmax(x), by subtracting the maximum, as exp(x - max) * (1 / sum); returns
-  // log(sum exp(x)) of the input. Where all are -inf (or n is 0): zeros and -inf.
-  float (*softmax)(int64_t n, float* x);
+  // x = softmax(a x), by subtracting the maximum, as exp(a x - max) * (1 / sum); lse, unless null,
+  // becomes log(sum exp(a x)). Where all are -inf (or n is 0): zeros and -inf.
+  void (*softmax)(float a, int64_t n, float* x, float* lse);
   // log(sum exp(x)) without writing.
   float (*log_sum_exp)(const float* x, int64_t n);
   float (*max)(const float* x, int64_t n);

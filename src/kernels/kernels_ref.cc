@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "base/float_types.h"
 #include "kernels/tables.h"
@@ -29,12 +30,13 @@ struct Lane {
   static Lane abs(Lane a) { return {std::fabs(a.v)}; }
   static Lane copy_sign(Lane a, Lane sign) { return {std::copysign(a.v, sign.v)}; }
   static Lane select_less(Lane a, Lane b, Lane x, Lane y) { return a.v < b.v ? x : y; }
-  static void powers(Lane shifted, Lane& power1, Lane& power2) {
+  static Lane times_power(Lane a, Lane shifted) {
     const uint32_t n =
         std::bit_cast<uint32_t>(shifted.v) - std::bit_cast<uint32_t>(vec_math::kMagic);
     const uint32_t half = static_cast<uint32_t>(static_cast<int32_t>(n) >> 1);
-    power1.v = std::bit_cast<float>((half + 127) << 23);
-    power2.v = std::bit_cast<float>((n - half + 127) << 23);
+    const float power1 = std::bit_cast<float>((half + 127) << 23);
+    const float power2 = std::bit_cast<float>((n - half + 127) << 23);
+    return {a.v * power1 * power2};
   }
 };
 
@@ -86,6 +88,15 @@ void dot_tile_ref(const float* x, int64_t ld_x, int64_t n_x, const float* w, int
                   int64_t n_w, int64_t k, float* y, int64_t ld_y) {
   for (int64_t i = 0; i < n_x; ++i) {
     for (int64_t j = 0; j < n_w; ++j) y[i * ld_y + j] = dot_ref(x + i * ld_x, w + j * ld_w, k);
+  }
+}
+
+void dot_turned_ref(const float* x, int64_t ld_x, int64_t n_x, const float* w, int64_t ld_w,
+                    int64_t n_w, int64_t k, float* y, int64_t ld_y) {
+  std::vector<float> column(static_cast<size_t>(k));
+  for (int64_t j = 0; j < n_w; ++j) {
+    for (int64_t c = 0; c < k; ++c) column[static_cast<size_t>(c)] = w[c * ld_w + j];
+    for (int64_t i = 0; i < n_x; ++i) y[i * ld_y + j] = dot_ref(x + i * ld_x, column.data(), k);
   }
 }
 
@@ -189,11 +200,13 @@ float max_ref(const float* x, int64_t n) {
   return lanes[0];
 }
 
-float softmax_ref(int64_t n, float* x) {
+void softmax_ref(float a, int64_t n, float* x, float* lse) {
+  scale_ref(a, n, x);
   const float top = max_ref(x, n);
+  if (lse != nullptr) *lse = top;
   if (top == -kInfinity) {
     for (int64_t i = 0; i < n; ++i) x[i] = 0;
-    return top;
+    return;
   }
   float sums[16] = {};
   for (int64_t i = 0; i < n; ++i) {
@@ -202,7 +215,7 @@ float softmax_ref(int64_t n, float* x) {
   }
   const float sum = sum_lanes(sums);
   scale_ref(1.0f / sum, n, x);
-  return top + log_of(sum);
+  if (lse != nullptr) *lse = top + log_of(sum);
 }
 
 float log_sum_exp_ref(const float* x, int64_t n) {
@@ -243,6 +256,7 @@ void fill_ref(KernelTable& table) {
   table.float_to_f16 = float_to_f16_ref;
   table.dot = dot_ref;
   table.dot_tile = dot_tile_ref;
+  table.dot_turned = dot_turned_ref;
   table.axpy_rows = axpy_rows_ref;
   table.subtract_rows = subtract_rows_ref;
   table.axpy = axpy_ref;

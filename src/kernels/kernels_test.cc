@@ -138,6 +138,24 @@ TEST(Kernels, EveryElementOfATileIsADot) {
   }
 }
 
+TEST(Kernels, EveryElementOfATurnedTileIsADot) {
+  for (Isa isa : testing::fast_isas()) {
+    uint64_t seed = 0;
+    for (Fill kind : {Fill::kGaussian, Fill::kSpecial}) {
+      for (int64_t k : {1, 3, 15, 16, 17, 33, 64, 100, 128}) {
+        for (int64_t n_x : {1, 2, 3, 4, 5, 9}) {
+          const int64_t n_w = 64, ld_x = k + 3, ld_w = n_w + 1, ld_y = n_w + 2;
+          const Case c{k, 1, kind, ++seed};
+          Guarded<float> x = input(c, 1, n_x * ld_x), w = input(c, 2, k * ld_w);
+          compare(kernels(isa), input(c, 3, n_x * ld_y), [&](const KernelTable& t, float* y) {
+            t.dot_turned(x.data(), ld_x, n_x, w.data(), ld_w, n_w, k, y, ld_y);
+          });
+        }
+      }
+    }
+  }
+}
+
 TEST(Kernels, TilesOfLongRowsAreDots) {
   for (Isa isa : testing::fast_isas()) {
     for (int64_t k : {1537, 2048, 2500, 4096}) {
@@ -251,10 +269,15 @@ TEST(Kernels, SoftmaxAgrees) {
     Guarded<float> x = input(c, 1);
     EXPECT_TRUE(same_bits(table.max(x.data(), c.n), ref.max(x.data(), c.n)));
     EXPECT_TRUE(same_bits(table.log_sum_exp(x.data(), c.n), ref.log_sum_exp(x.data(), c.n)));
-    float got = 0, want = 0;
-    compare(table, input(c, 3),
-            [&](const KernelTable& t, float* y) { (&t == &ref ? want : got) = t.softmax(c.n, y); });
-    EXPECT_TRUE(same_bits(got, want)) << got << " instead of " << want;
+    for (const float a : {1.0f, 0.3f}) {
+      float got = 0, want = 0;
+      compare(table, input(c, 3), [&](const KernelTable& t, float* y) {
+        t.softmax(a, c.n, y, &t == &ref ? &want : &got);
+      });
+      EXPECT_TRUE(same_bits(got, want)) << got << " instead of " << want;
+      compare(table, input(c, 3),
+              [&](const KernelTable& t, float* y) { t.softmax(a, c.n, y, nullptr); });
+    }
   });
 }
 

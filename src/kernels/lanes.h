@@ -167,21 +167,26 @@ struct RowKernels {
     for_row(n, [&](auto at) { top = V::max(top, padded(at, at(x), -kInfinity)); });
     return V::max_of(top);
   }
-  static float softmax(int64_t n, float* x) {
-    const float top = max(x, n);
+  static void softmax(float a, int64_t n, float* x, float* lse) {
+    const V factor = V::set(a);
+    V tops = V::set(-kInfinity);
+    for_row(n,
+            [&](auto at) { tops = V::max(tops, padded(at, V::mul(at(x), factor), -kInfinity)); });
+    const float top = V::max_of(tops);
+    if (lse != nullptr) *lse = top;
     if (top == -kInfinity) {
       for_row(n, [&](auto at) { at.store(V::set(0), x); });
-      return top;
+      return;
     }
     V sums = V::set(0);
     for_row(n, [&](auto at) {
-      const V e = vec_math::exp(V::sub(at(x), V::set(top)));
+      const V e = vec_math::exp(V::sub(V::mul(at(x), factor), V::set(top)));
       at.store(e, x);
       sums = V::add(sums, padded(at, e, 0.0f));
     });
     const float sum = V::sum(sums);
     scale(1.0f / sum, n, x);
-    return top + log_of(sum);
+    if (lse != nullptr) *lse = top + log_of(sum);
   }
   static float log_sum_exp(const float* x, int64_t n) {
     const float top = max(x, n);
@@ -207,6 +212,7 @@ struct RowKernels {
     table.f16_to_float = f16_to_float;
     table.float_to_f16 = float_to_f16;
     table.dot = dot;
+    table.dot_turned = BlockKernels<V>::dot_turned;
     table.axpy_rows = BlockKernels<V>::axpy_rows;
     table.axpy = axpy;
     table.add = add;

@@ -7,7 +7,8 @@ namespace {
 
 // Sixteen lanes as two registers.
 struct Lanes {
-  static constexpr int kBlockRows = 2, kBlockColumns = 2;  // axpy_rows: 8 sums of 16 registers
+  static constexpr int kBlockRows = 2, kBlockColumns = 2;    // axpy_rows: 8 sums of 16 registers
+  static constexpr int kTurnedRows = 1, kTurnedColumns = 1;  // dot_turned, whose tree waits
   __m256 lo, hi;
 
   static Lanes set(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
@@ -71,18 +72,18 @@ struct Lanes {
     return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
             _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
   }
-  static void powers8(__m256 shifted, __m256& power1, __m256& power2) {
+  static __m256 times_power8(__m256 a, __m256 shifted) {
     const __m256i magic = _mm256_castps_si256(_mm256_set1_ps(vec_math::kMagic));
     const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(shifted), magic);
     const __m256i half = _mm256_srai_epi32(n, 1);
     const __m256i bias = _mm256_set1_epi32(127);
-    power1 = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+    const __m256 power1 = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
     const __m256i rest = _mm256_add_epi32(_mm256_sub_epi32(n, half), bias);
-    power2 = _mm256_castsi256_ps(_mm256_slli_epi32(rest, 23));
+    const __m256 power2 = _mm256_castsi256_ps(_mm256_slli_epi32(rest, 23));
+    return _mm256_mul_ps(_mm256_mul_ps(a, power1), power2);
   }
-  static void powers(Lanes shifted, Lanes& power1, Lanes& power2) {
-    powers8(shifted.lo, power1.lo, power2.lo);
-    powers8(shifted.hi, power1.hi, power2.hi);
+  static Lanes times_power(Lanes a, Lanes shifted) {
+    return {times_power8(a.lo, shifted.lo), times_power8(a.hi, shifted.hi)};
   }
 
   static float sum(Lanes a) {

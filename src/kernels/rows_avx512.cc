@@ -6,7 +6,8 @@ namespace quern {
 namespace {
 
 struct Lanes {
-  static constexpr int kBlockRows = 4, kBlockColumns = 4;  // axpy_rows: 16 sums of 32 registers
+  static constexpr int kBlockRows = 4, kBlockColumns = 4;    // axpy_rows: 16 sums of 32 registers
+  static constexpr int kTurnedRows = 4, kTurnedColumns = 2;  // dot_turned, whose tree waits
   __m512 v;
 
   static Lanes set(float a) { return {_mm512_set1_ps(a)}; }
@@ -35,14 +36,8 @@ struct Lanes {
   static Lanes select_less(Lanes a, Lanes b, Lanes x, Lanes y) {
     return {_mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), x.v)};
   }
-  static void powers(Lanes shifted, Lanes& power1, Lanes& power2) {
-    const __m512i magic = _mm512_castps_si512(_mm512_set1_ps(vec_math::kMagic));
-    const __m512i n = _mm512_sub_epi32(_mm512_castps_si512(shifted.v), magic);
-    const __m512i half = _mm512_srai_epi32(n, 1);
-    const __m512i bias = _mm512_set1_epi32(127);
-    power1.v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, bias), 23));
-    const __m512i rest = _mm512_add_epi32(_mm512_sub_epi32(n, half), bias);
-    power2.v = _mm512_castsi512_ps(_mm512_slli_epi32(rest, 23));
+  static Lanes times_power(Lanes a, Lanes shifted) {
+    return {_mm512_scalef_ps(a.v, _mm512_sub_ps(shifted.v, _mm512_set1_ps(vec_math::kMagic)))};
   }
 
   static float sum(Lanes a) {

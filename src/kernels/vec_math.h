@@ -4,7 +4,8 @@
 //
 // V is one float or sixteen, with static members: set, add, sub, mul, div, fma(a, b, c) = a b + c,
 // min(a, b) = a < b ? a : b, max(a, b) = a > b ? a : b (so that a NaN in b goes through), abs,
-// copy_sign(magnitude, sign), select_less(a, b, x, y) = a < b ? x : y, powers(n, magic, p1, p2).
+// copy_sign(magnitude, sign), select_less(a, b, x, y) = a < b ? x : y, and
+// times_power(a, n + kMagic) = a 2^n, rounded once.
 // V must have internal linkage (an unnamed namespace): files of different ISAs instantiate these
 // templates under different compile flags, and no linker may merge them.
 //
@@ -58,20 +59,17 @@ static inline V reduce_exponent(V x, V& shifted) {
 template <class V>
 static inline V exp(V x) {
   x = V::min(V::set(89.0f), V::max(V::set(-104.0f), x));
-  V shifted, power1, power2;
+  V shifted;
   const V r = reduce_exponent(x, shifted);
-  V::powers(shifted, power1, power2);
-  const V e = V::add(exp_minus_one_reduced(r), V::set(1.0f));
-  return V::mul(V::mul(e, power1), power2);
+  return V::times_power(V::add(exp_minus_one_reduced(r), V::set(1.0f)), shifted);
 }
 
 template <class V>
 static inline V tanh(V x) {
   const V a = V::min(V::set(10.0f), V::abs(x));
-  V shifted, power1, power2;
+  V shifted;
   const V r = reduce_exponent(V::add(a, a), shifted);
-  V::powers(shifted, power1, power2);
-  const V power = V::mul(power1, power2);
+  const V power = V::times_power(V::set(1.0f), shifted);
   const V t = V::fma(power, exp_minus_one_reduced(r), V::sub(power, V::set(1.0f)));
   return V::copy_sign(V::div(t, V::add(t, V::set(2.0f))), x);
 }

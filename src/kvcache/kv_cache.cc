@@ -1,33 +1,63 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvcache/kv_cache.h"
 
+#include <algorithm>
+
 #include "base/check.h"
+#include "base/checked.h"
+#include "base/parallel.h"
+#include "kernels/attention.h"
 #include "kernels/kernels.h"
 
 namespace quern {
+namespace {
+
+// Row `row` of a turned block.
+template <class T>
+void put_turned(const T* x, int64_t n, int64_t row, T* block) {
+  for (int64_t c = 0; c < n; ++c) block[c * kKeyBlock + row] = x[c];
+}
+
+}  // namespace
 
 LayerKv::LayerKv(KvShape shape, int64_t capacity, DType dtype)
     : shape_(shape),
       capacity_(capacity),
-      head_bytes_(capacity * shape.d_head * dtype_bits(dtype) / 8),
+      key_bytes_(round_up(capacity, kKeyBlock) * shape.d_head * dtype_bits(dtype) / 8),
+      value_bytes_(capacity * shape.d_head * dtype_bits(dtype) / 8),
       dtype_(dtype),
-      keys_(static_cast<size_t>(shape.n_kv_heads * head_bytes_)),
-      values_(keys_.size()) {
+      keys_(static_cast<size_t>(shape.n_kv_heads * key_bytes_)),
+      values_(static_cast<size_t>(shape.n_kv_heads * value_bytes_)) {
   QUERN_CHECK(dtype == DType::kF16 || dtype == DType::kF32);
 }
 
-void LayerKv::put(int64_t position, const float* k, const float* v) {
-  QUERN_DCHECK(position >= 0 && position < capacity_);
-  const int64_t row_bytes = head_bytes_ / capacity_;
-  for (int64_t head = 0; head < shape_.n_kv_heads; ++head) {
-    std::byte* key = keys_.data() + head * head_bytes_ + position * row_bytes;
-    std::byte* value = values_.data() + head * head_bytes_ + position * row_bytes;
-    if (dtype_ == DType::kF16) {
-      kernels().float_to_f16(k + head * shape_.d_head, shape_.d_head, key);
-      kernels().float_to_f16(v + head * shape_.d_head, shape_.d_head, value);
-    } else {
-      convert_from_float(k + head * shape_.d_head, shape_.d_head, dtype_, key);
-      convert_from_float(v + head * shape_.d_head, shape_.d_head, dtype_, value);
+void LayerKv::put(int64_t position, MatrixView<const float> k, MatrixView<const float> v) {
+  QUERN_DCHECK(position >= 0 && position + k.rows <= capacity_);
+  const int64_t heads = shape_.n_kv_heads, grain = k.rows < kKeyBlock ? heads : 1;
+  parallel_for(heads, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t head = begin; head < end; ++head) put_head(head, position, k, v);
+  });
+}
+
+void LayerKv::put_head(int64_t head, int64_t position, MatrixView<const float> k,
+                       MatrixView<const float> v) {
+  const int64_t d = shape_.d_head;
+  std::byte* keys = keys_.data() + head * key_bytes_;
+  std::byte* values = values_.data() + head * value_bytes_;
+  for (int64_t i = 0; i < k.rows; ++i) {
+    const int64_t p = position + i, block = p / kKeyBlock * kKeyBlock * d, row = p % kKeyBlock;
+    const float *key = k.row(i) + head * d, *value = v.row(i) + head * d;
+    if (dtype_ == DType::kF32) {
+      put_turned(key, d, row, reinterpret_cast<float*>(keys) + block);
+      std::copy_n(value, d, reinterpret_cast<float*>(values) + p * d);
+      continue;
+    }
+    kernels().float_to_f16(value, d, values + p * d * 2);
+    for (int64_t c = 0; c < d; c += kKeyBlock) {
+      uint16_t halves[kKeyBlock];
+      const int64_t n = std::min(kKeyBlock, d - c);
+      kernels().float_to_f16(key + c, n, halves);
+      put_turned(halves, n, row, reinterpret_cast<uint16_t*>(keys) + block + c * kKeyBlock);
     }
   }
 }

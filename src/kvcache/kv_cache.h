@@ -17,22 +17,26 @@ struct KvShape {
   int64_t d_head = 0;
 };
 
-// One layer of one sequence. Rows of one head are contiguous: [n_kv_heads, capacity, d_head].
+// One layer of one sequence, as `attend` reads it: for every head, turned blocks of keys and rows
+// of values.
 class LayerKv {
  public:
   LayerKv(KvShape shape, int64_t capacity, DType dtype);
 
-  // Stores position `position` of every head; k and v are [n_kv_heads * d_head].
-  void put(int64_t position, const float* k, const float* v);
+  // Stores positions from `position` on of every head; rows of k and v are [n_kv_heads * d_head].
+  void put(int64_t position, MatrixView<const float> k, MatrixView<const float> v);
 
   DType dtype() const { return dtype_; }
-  const std::byte* keys(int64_t head) const { return keys_.data() + head * head_bytes_; }
-  const std::byte* values(int64_t head) const { return values_.data() + head * head_bytes_; }
+  const std::byte* keys(int64_t head) const { return keys_.data() + head * key_bytes_; }
+  const std::byte* values(int64_t head) const { return values_.data() + head * value_bytes_; }
   size_t n_bytes() const { return keys_.size() + values_.size(); }
 
  private:
+  void put_head(int64_t head, int64_t position, MatrixView<const float> k,
+                MatrixView<const float> v);
+
   KvShape shape_;
-  int64_t capacity_, head_bytes_;
+  int64_t capacity_, key_bytes_, value_bytes_;  // of a head
   DType dtype_;
   AlignedVector<std::byte> keys_, values_;
 };

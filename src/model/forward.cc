@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/check.h"
+#include "base/checked.h"
 #include "base/parallel.h"
 #include "kernels/attention.h"
 #include "kernels/kernels.h"
@@ -129,49 +130,76 @@ class LayerRun {
     });
     int64_t row = 0;
     for (const SequenceRows& sequence : sequences_) {
-      for (int64_t i = 0; i < sequence.n_rows; ++i, ++row) {
-        sequence.kv->put(sequence.position + i, k.row(row), v.row(row));
-      }
+      sequence.kv->put(sequence.position, k.row_range(row, sequence.n_rows),
+                       v.row_range(row, sequence.n_rows));
+      row += sequence.n_rows;
     }
   }
 
+  // A piece of work is a tile of queries of one sequence for the heads that share a KV head, or for
+  // some of them where there would be too few pieces.
   void attend_all(MatrixView<const float> q, MatrixView<float> z) {
     const AttentionDesc& a = desc_.attention;
-    constexpr int64_t kQueries = 32;  // rows of one head that share a pass over keys and values
+    constexpr int64_t kRows = 64;  // queries times heads that share a pass over keys and values
+    constexpr int64_t kMinPieces = 4, kMinHeads = 4;
     const int64_t per_kv = a.n_heads / a.n_kv_heads;
+    const int64_t most_parts = ceil_div(kMinPieces, a.n_kv_heads * q.rows);
+    const int64_t n_heads = std::max(std::min(kMinHeads, per_kv), ceil_div(per_kv, most_parts));
+    const int64_t parts = ceil_div(per_kv, n_heads);
+    const int64_t n_queries = std::min(kMaxQueries, std::max<int64_t>(1, kRows / n_heads));
+    const int64_t across = a.n_kv_heads * parts;
+    std::vector<Piece> pieces;
     int64_t first_row = 0;
     for (const SequenceRows& sequence : sequences_) {
-      const int64_t tiles = (sequence.n_rows + kQueries - 1) / kQueries;
-      parallel_for(tiles * a.n_heads, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t piece = begin; piece < end; ++piece) {
-          const int64_t head = piece % a.n_heads;
-          const int64_t tile = piece / a.n_heads * kQueries;
-          std::array<int64_t, kQueries> first{}, last{};
-          AttendArgs args;
-          args.n_q = std::min(kQueries, sequence.n_rows - tile);
-          for (int64_t i = 0; i < args.n_q; ++i) {
-            const int64_t position = sequence.position + tile + i;
-            last[static_cast<size_t>(i)] = position + 1;
-            first[static_cast<size_t>(i)] =
-                a.window > 0 ? std::max<int64_t>(0, position + 1 - a.window) : 0;
-          }
-          args.first = first.data();
-          args.last = last.data();
-          args.q = q.row(first_row + tile) + head * a.d_head;
-          args.ld_q = q.stride;
-          args.out = z.row(first_row + tile) + head * a.d_head;
-          args.ld_out = z.stride;
-          args.d_head = a.d_head;
-          args.k = {sequence.kv->keys(head / per_kv), sequence.kv->dtype(), a.d_head};
-          args.v = {sequence.kv->values(head / per_kv), sequence.kv->dtype(), a.d_head};
-          args.n_ctx = sequence.position + sequence.n_rows;
-          args.scale = static_cast<float>(a.scale);
-          args.soft_cap = static_cast<float>(a.soft_cap);
-          attend(args);
-        }
-      });
+      for (int64_t i = 0; i < sequence.n_rows; i += n_queries) {
+        pieces.push_back({&sequence, first_row, i, std::min(n_queries, sequence.n_rows - i)});
+      }
       first_row += sequence.n_rows;
     }
+    parallel_for(static_cast<int64_t>(pieces.size()) * across, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t kv_head = i % across / parts, first = i % across % parts * n_heads;
+        attend_piece(pieces[static_cast<size_t>(i / across)], kv_head, kv_head * per_kv + first,
+                     std::min(n_heads, per_kv - first), q, z);
+      }
+    });
+  }
+
+  static constexpr int64_t kMaxQueries = 64;
+  struct Piece {
+    const SequenceRows* sequence;
+    int64_t first_row;           // of the sequence in the batch
+    int64_t first_query, count;  // in the sequence
+  };
+
+  void attend_piece(const Piece& piece, int64_t kv_head, int64_t head, int64_t n_heads,
+                    MatrixView<const float> q, MatrixView<float> z) const {
+    const AttentionDesc& a = desc_.attention;
+    const SequenceRows& sequence = *piece.sequence;
+    std::array<int64_t, kMaxQueries> first{}, last{};
+    for (int64_t i = 0; i < piece.count; ++i) {
+      const int64_t end = sequence.position + piece.first_query + i + 1;
+      last[static_cast<size_t>(i)] = end;
+      first[static_cast<size_t>(i)] = a.window > 0 ? std::max<int64_t>(0, end - a.window) : 0;
+    }
+    const int64_t row = piece.first_row + piece.first_query;
+    AttendArgs args;
+    args.q = q.row(row) + head * a.d_head;
+    args.ld_q = q.stride;
+    args.n_q = piece.count;
+    args.n_heads = n_heads;
+    args.d_head = a.d_head;
+    args.k = sequence.kv->keys(kv_head);
+    args.v = sequence.kv->values(kv_head);
+    args.dtype = sequence.kv->dtype();
+    args.n_ctx = sequence.position + piece.first_query + piece.count;
+    args.first = first.data();
+    args.last = last.data();
+    args.scale = static_cast<float>(a.scale);
+    args.soft_cap = static_cast<float>(a.soft_cap);
+    args.out = z.row(row) + head * a.d_head;
+    args.ld_out = z.stride;
+    attend(args);
   }
 
   bool mlp(MatrixView<const float> x, MatrixView<float> out) {
@@ -246,7 +274,7 @@ class LayerRun {
   // Router logits -> shares of the top_k experts (ties to the lower index), zero elsewhere.
   void choose_experts(float* logits) const {
     const MlpDesc& m = desc_.mlp;
-    kernels().softmax(m.n_experts, logits);
+    kernels().softmax(1, m.n_experts, logits, nullptr);
     std::vector<int64_t> order(static_cast<size_t>(m.n_experts));
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),
