@@ -34,7 +34,7 @@ void Streams::run_sample(int layer, const LayerWeights& weights, MatrixView<floa
   const AttentionDesc& attention = model_.layers[static_cast<size_t>(layer)].attention;
   LayerKv kv({attention.n_kv_heads, attention.d_head}, h.rows, DType::kF32);
   const SequenceRows rows{&kv, 0, h.rows, h.rows};
-  forward_layer({&model_, &basis_, layer}, weights, {&rows, 1}, h, tap);
+  forward_layer({&model_, &basis_, &rope_, layer}, weights, {&rows, 1}, h, tap);
 }
 
 bool Streams::run(int layer, const LayerWeights& weights, const Matrix<float>& from,

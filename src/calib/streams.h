@@ -9,6 +9,7 @@
 #include "calib/collect.h"
 #include "calib/corpus.h"
 #include "model/model.h"
+#include "model/rope.h"
 
 namespace quern {
 
@@ -48,6 +49,7 @@ class Streams {
   const ModelDesc& model_;
   const BasisChange& basis_;
   const Corpus& corpus_;
+  mutable RopeTables rope_;       // of the samples, which mostly have one length
   Matrix<float> source_, coded_;  // [n_tokens, d_model]
 };
 

@@ -58,6 +58,9 @@ class Tile {
       QUERN_CHECK(seen.begin >= 0 && seen.end <= a_.n_ctx);
       if (seen.empty()) seen = {0, 0};
       any_ = unite(any_, seen);
+      Four& four = fours_[static_cast<size_t>(i / kFour)];
+      if (i % kFour == 0) four = {seen, seen};
+      four = {unite(four.any, seen), intersect(four.all, seen)};
     }
     any_ = {any_.begin / kKeyBlock * kKeyBlock, round_up(any_.end, kKeyBlock)};
     // A line more than needed: rows a power of two apart would share a cache set.
@@ -79,6 +82,9 @@ class Tile {
   }
 
  private:
+  struct Four {
+    Range any, all;  // positions that some row, that every row sees
+  };
   Range seen(int64_t i) const { return seen_[static_cast<size_t>(i)]; }
   int64_t offset(int64_t i, int64_t ld) const {
     return (first_ + i) / a_.n_heads * ld + (first_ + i) % a_.n_heads * d_;
@@ -101,8 +107,7 @@ class Tile {
     const float* k = load(a_.k, block);
     for (int64_t i = 0; i < n_; i += kFour) {
       const int64_t count = std::min(kFour, n_ - i);
-      Range any{0, 0};
-      for (int64_t r = i; r < i + count; ++r) any = unite(any, intersect(seen(r), block));
+      Range any = intersect(fours_[static_cast<size_t>(i / kFour)].any, block);
       if (any.empty()) continue;
       any = {any.begin / kTurnedUnit * kTurnedUnit, round_up(any.end, kTurnedUnit)};
       table_.dot_turned(q_ + i * d_, d_, count, k + (any.begin - block.begin), kKeyBlock,
@@ -137,16 +142,17 @@ class Tile {
     const float* v = load(a_.v, block);
     for (int64_t i = 0; i < n_; i += kFour) {
       const int64_t count = std::min(kFour, n_ - i);
-      Range common = block;
-      for (int64_t r = i; r < i + count; ++r) common = intersect(common, seen(r));
-      if (common.empty()) common = {block.end, block.end};
-      for (int64_t r = i; r < i + count; ++r) {
-        add(v, block, intersect(seen(r), {block.begin, common.begin}), r, 1);
-      }
+      const Four& four = fours_[static_cast<size_t>(i / kFour)];
+      const Range any = intersect(four.any, block);
+      Range common = intersect(four.all, block);
+      if (common.empty()) common = {any.end, any.end};
+      const auto add_ragged = [&](Range part) {
+        if (part.empty()) return;
+        for (int64_t r = i; r < i + count; ++r) add(v, block, intersect(seen(r), part), r, 1);
+      };
+      add_ragged({any.begin, common.begin});
       add(v, block, common, i, count);
-      for (int64_t r = i; r < i + count; ++r) {
-        add(v, block, intersect(seen(r), {common.end, block.end}), r, 1);
-      }
+      add_ragged({common.end, any.end});
     }
   }
 
@@ -155,6 +161,7 @@ class Tile {
   int64_t first_, n_, d_;
   Scratch& scratch_;
   std::array<Range, kMaxTile> seen_;
+  std::array<Four, kMaxTile / kFour> fours_;
   Range any_{0, 0};  // whole blocks that hold what some row sees
   int64_t ld_;
   float *scores_, *q_, *out_;  // [n, ld], [n, d_head], [n, d_head]

@@ -11,6 +11,7 @@
 #include "base/parallel.h"
 #include "kernels/attention.h"
 #include "kernels/kernels.h"
+#include "model/rope.h"
 #include "tensor/scratch.h"
 
 namespace quern {
@@ -31,32 +32,25 @@ void apply_chain(const Chain& chain, MatrixView<float> x) {
   for_rows(x, [&](int64_t i) { chain.apply(x.row(i), x.cols); });
 }
 
-void add_rows(MatrixView<const float> src, MatrixView<float> dst) {
-  for_rows(dst, [&](int64_t i) { kernels().add(src.row(i), dst.cols, dst.row(i)); });
+// dst <- norm(src) for one row; dst may be src.
+void norm_row(const NormDesc& norm, const NormWeight& weight, const float* src, int64_t n,
+              float* dst) {
+  const float* gain = weight.gain.empty() ? nullptr : weight.gain.data();
+  const float* bias = weight.bias.empty() ? nullptr : weight.bias.data();
+  const auto eps = static_cast<float>(norm.eps);
+  if (norm.kind == NormKind::kRms) {
+    kernels().rms_norm(src, gain, eps, n, dst);
+  } else if (norm.kind == NormKind::kLayer) {
+    kernels().layer_norm(src, gain, bias, eps, n, dst);
+  } else if (src != dst) {
+    std::copy_n(src, n, dst);
+  }
 }
 
-// cos and sin of every row's position: [n_rows, n_dims / 2] each.
-struct RopeTable {
-  Matrix<float> cosine, sine;
-};
-
-RopeTable make_rope(const RopeDesc& rope, std::span<const SequenceRows> sequences, int64_t n_rows) {
-  const int64_t half = rope.n_dims / 2;
-  RopeTable table{Matrix<float>(n_rows, half), Matrix<float>(n_rows, half)};
-  int64_t row = 0;
-  for (const SequenceRows& sequence : sequences) {
-    const bool is_long = !rope.inv_freq_long.empty() && sequence.context > rope.original_context;
-    const std::vector<double>& inv_freq = is_long ? rope.inv_freq_long : rope.inv_freq;
-    for (int64_t i = 0; i < sequence.n_rows; ++i, ++row) {
-      for (int64_t j = 0; j < half; ++j) {
-        const double angle =
-            static_cast<double>(sequence.position + i) * inv_freq[static_cast<size_t>(j)];
-        table.cosine(row, j) = static_cast<float>(rope.magnitude * std::cos(angle));
-        table.sine(row, j) = static_cast<float>(rope.magnitude * std::sin(angle));
-      }
-    }
-  }
-  return table;
+// y += norm(x); x is overwritten.
+void add_normed(const NormDesc& norm, const NormWeight& weight, float* x, int64_t n, float* y) {
+  norm_row(norm, weight, x, n, x);
+  kernels().add(x, n, y);
 }
 
 class LayerRun {
@@ -67,23 +61,27 @@ class LayerRun {
         desc_(context.model->layers[static_cast<size_t>(context.layer)]),
         weights_(weights),
         sequences_(sequences),
+        rope_(*context.rope),
         tap_(tap) {}
 
   bool run(MatrixView<float> h) {
     ScratchMatrix x(h.rows, h.cols), out(h.rows, h.cols);
     apply_norm(desc_.attn_norm, weights_.attn_norm, h, x.view());
     if (!attention(x.view(), out.view())) return false;
-    if (desc_.parallel) {
-      apply_norm(desc_.mlp_norm, weights_.mlp_norm, h, x.view());
-      add_rows(out.view(), h);
-    } else {
-      apply_norm(desc_.attn_post_norm, weights_.attn_post_norm, out.view(), out.view());
-      add_rows(out.view(), h);
-      apply_norm(desc_.mlp_norm, weights_.mlp_norm, h, x.view());
-    }
+    // A sum and the norms around it pass over a row together.
+    for_rows(h, [&](int64_t i) {
+      if (desc_.parallel) {
+        norm_row(desc_.mlp_norm, weights_.mlp_norm, h.row(i), h.cols, x.row(i));
+        kernels().add(out.row(i), h.cols, h.row(i));
+      } else {
+        add_normed(desc_.attn_post_norm, weights_.attn_post_norm, out.row(i), h.cols, h.row(i));
+        norm_row(desc_.mlp_norm, weights_.mlp_norm, h.row(i), h.cols, x.row(i));
+      }
+    });
     if (!mlp(x.view(), out.view())) return false;
-    apply_norm(desc_.mlp_post_norm, weights_.mlp_post_norm, out.view(), out.view());
-    add_rows(out.view(), h);
+    for_rows(h, [&](int64_t i) {
+      add_normed(desc_.mlp_post_norm, weights_.mlp_post_norm, out.row(i), h.cols, h.row(i));
+    });
     return true;
   }
 
@@ -111,15 +109,13 @@ class LayerRun {
   // Norms, turns and rotates the heads of q and k; stores k and v.
   void place_heads(MatrixView<float> q, MatrixView<float> k, MatrixView<const float> v) {
     const AttentionDesc& a = desc_.attention;
-    RopeTable rope;
-    if (a.rope.n_dims > 0) rope = make_rope(a.rope, sequences_, q.rows);
+    const RopeTable* rope = a.rope.n_dims > 0 ? &rope_.at(a.rope, sequences_) : nullptr;
     const auto prepare = [&](MatrixView<float> x, int64_t i, const NormWeight& norm) {
       for (int64_t h = 0; h < x.cols / a.d_head; ++h) {
         float* head = x.row(i) + h * a.d_head;
-        const MatrixView<float> one(head, 1, a.d_head);
-        apply_norm(a.qk_norm, norm, one, one);
-        if (a.rope.n_dims > 0) {
-          kernels().rope(rope.cosine.row(i), rope.sine.row(i), a.rope.n_dims, head);
+        norm_row(a.qk_norm, norm, head, a.d_head, head);
+        if (rope != nullptr) {
+          kernels().rope(rope->cosine.row(i), rope->sine.row(i), a.rope.n_dims, head);
         }
         basis_.at(Site::kQk).apply(head, a.d_head);
       }
@@ -292,6 +288,7 @@ class LayerRun {
   const LayerDesc& desc_;
   const LayerWeights& weights_;
   std::span<const SequenceRows> sequences_;
+  RopeTables& rope_;
   LayerTap* tap_;
 };
 
@@ -332,19 +329,8 @@ LinearWeight& LayerWeights::at(Role role, int expert) {
 
 void apply_norm(const NormDesc& norm, const NormWeight& weight, MatrixView<const float> src,
                 MatrixView<float> dst) {
-  const float* gain = weight.gain.empty() ? nullptr : weight.gain.data();
-  const float* bias = weight.bias.empty() ? nullptr : weight.bias.data();
-  const auto eps = static_cast<float>(norm.eps);
   if (norm.kind == NormKind::kNone && src.data == dst.data) return;
-  for_rows(dst, [&](int64_t i) {
-    if (norm.kind == NormKind::kRms) {
-      kernels().rms_norm(src.row(i), gain, eps, src.cols, dst.row(i));
-    } else if (norm.kind == NormKind::kLayer) {
-      kernels().layer_norm(src.row(i), gain, bias, eps, src.cols, dst.row(i));
-    } else {
-      std::copy_n(src.row(i), src.cols, dst.row(i));
-    }
-  });
+  for_rows(dst, [&](int64_t i) { norm_row(norm, weight, src.row(i), src.cols, dst.row(i)); });
 }
 
 bool forward_layer(const LayerContext& context, const LayerWeights& weights,

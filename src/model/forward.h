@@ -53,9 +53,12 @@ class LayerTap {
   virtual bool input(Role role, int expert, MatrixView<const float> x) = 0;
 };
 
+class RopeTables;
+
 struct LayerContext {
   const ModelDesc* model = nullptr;
   const BasisChange* basis = nullptr;  // online operators
+  RopeTables* rope = nullptr;          // kept between layers
   int layer = 0;
 };
 

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
+#include "model/rope.h"
 
 namespace quern {
 
@@ -87,9 +88,11 @@ Status Model::forward(KvCache& cache, std::span<const Token> ids, MatrixView<flo
                  cache.capacity());
   }
   embed(desc(), basis(), parts_.ends, ids, cache.length(), hidden);
+  RopeTables rope;
   for (size_t i = 0; i < parts_.layers.size(); ++i) {
     const SequenceRows rows{&cache.layer(i), cache.length(), n, cache.capacity()};
-    forward_layer({&desc(), &basis(), static_cast<int>(i)}, parts_.layers[i], {&rows, 1}, hidden);
+    forward_layer({&desc(), &basis(), &rope, static_cast<int>(i)}, parts_.layers[i], {&rows, 1},
+                  hidden);
   }
   cache.advance(n);
   finish(hidden);
@@ -109,11 +112,12 @@ Status Model::step_batch(std::span<KvCache> caches, std::span<const Token> ids,
           hidden.row_range(static_cast<int64_t>(s), 1));
   }
   std::vector<SequenceRows> rows(caches.size());
+  RopeTables rope;
   for (size_t i = 0; i < parts_.layers.size(); ++i) {
     for (size_t s = 0; s < caches.size(); ++s) {
       rows[s] = {&caches[s].layer(i), caches[s].length(), 1, caches[s].capacity()};
     }
-    forward_layer({&desc(), &basis(), static_cast<int>(i)}, parts_.layers[i], rows, hidden);
+    forward_layer({&desc(), &basis(), &rope, static_cast<int>(i)}, parts_.layers[i], rows, hidden);
   }
   for (KvCache& cache : caches) cache.advance(1);
   finish(hidden);
