@@ -9,7 +9,8 @@
 //     x[i, j] = scale[i, g] level[i, j],   level in -127 .. 127.
 // The product is defined to the bit, whatever the ISA, the batch and the tiles it is computed in:
 //     y[i, r] = fma(float(dot_g), scale_w[g, r] * scale_x[i, g], y[i, r])  for g = 0, 1, ...
-// from y = +0, where dot_g is the sum of the group's level products, an exact integer.
+// from y = +0, where dot_g is the sum of the group's level products, an exact integer. Groups may
+// come in several calls, in order; the one with group 0 does not read y.
 #pragma once
 
 #include <cstdint>
@@ -25,10 +26,10 @@ inline constexpr uint8_t kPanelZero = 128;        // the level of a zero
 // Rows of activations. Columns past the last are levels of 0, so that those of weights do not
 // matter.
 struct Int8Rows {
-  const int8_t* levels = nullptr;    // [n, n_groups * group]
+  const int8_t* levels = nullptr;    // [n, stride], n_groups * group of them in use
   const float* scales = nullptr;     // [n, n_groups]
   const int32_t* offsets = nullptr;  // [n, n_groups]: -128 times the sum of a group's levels
-  int64_t n = 0, n_groups = 0, group = 0;
+  int64_t n = 0, n_groups = 0, group = 0, stride = 0;
 };
 
 // Consecutive panels of weights, of groups [first_group, first_group + n_groups) of their rows.

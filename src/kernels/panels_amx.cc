@@ -2,12 +2,15 @@
 // Panels against many int8 rows by AMX: 64 columns of 16 rows of a panel are a tile as they lie,
 // and so are those of 16 rows of activations. Rows that fill no tile go by VNNI.
 //
-// Tiles 0 to 3 take the sums of 2 x 2 pairs, 4 and 5 hold activations, 6 and 7 weights. A group's
-// sums leave the tiles as integers and are scaled by vectors, in the order of kernels/panels.h.
+// What leaves a tile are the dots of one group, to be scaled by vectors in the order of
+// kernels/panels.h. With groups of 64 columns that is more work than the products themselves, so
+// the loop is built around it: the totals of 16 rows and a panel stay in registers while groups go
+// by, and levels of weights become signed first, so that no dot needs an offset.
 #include <algorithm>
 
 #include "kernels/intrinsics.h"
 #include "kernels/tables.h"
+#include "tensor/matrix.h"
 
 namespace quern {
 namespace {
@@ -32,92 +35,134 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-struct Sums {
-  alignas(64) int32_t dots[2][2][kTile][kPanelRows];  // [rows][panel]
-  alignas(64) float totals[2][2][kTile][kPanelRows];
+// What meets in the first cache: columns of so many rows of activations, and of one panel. What
+// meets in the second: those rows, and all panels.
+constexpr int64_t kBlockRows = 32;
+constexpr int64_t kBlockCols = 512;
+
+using Dots = int32_t[kTile][kPanelRows];
+
+struct Shape {
+  int64_t group, step;       // columns of a group and of a tile
+  int64_t stride, n_groups;  // of activations: bytes and scales from a row to the next
 };
 
-// 2 x 2 tiles' dots of one group, from `step` columns at a time.
-void dot_group(const uint8_t* const (&levels)[2], const int8_t* const (&rows)[2], int64_t stride,
-               int64_t group, int64_t step, Sums& sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t j = 0; j < group; j += step) {
-    _tile_loadd(4, rows[0] + j, stride);
-    _tile_loadd(6, levels[0] + j * kPanelRows, 64);
-    _tile_dpbsud(0, 4, 6);
-    _tile_loadd(7, levels[1] + j * kPanelRows, 64);
-    _tile_dpbsud(1, 4, 7);
-    _tile_loadd(5, rows[1] + j, stride);
-    _tile_dpbsud(2, 5, 6);
-    _tile_dpbsud(3, 5, 7);
+// The dots of a group to tile kSum, by way of tiles kX and kW. A macro, since tiles are named by
+// literals.
+#define QUERN_MULTIPLY(kSum, kX, kW)                        \
+  do {                                                      \
+    _tile_zero(kSum);                                       \
+    for (int64_t j = 0; j < shape.group; j += shape.step) { \
+      _tile_loadd(kX, rows + j, shape.stride);              \
+      _tile_loadd(kW, weights + j * kPanelRows, 64);        \
+      _tile_dpbssd(kSum, kX, kW);                           \
+    }                                                       \
+    rows += shape.group;                                    \
+    weights += shape.group * kPanelRows;                    \
+  } while (false)
+
+inline void add_scaled(const Dots& dots, const float* w_scales, const float* x_scales,
+                       int64_t n_groups, __m512 (&totals)[kTile]) {
+  const __m512 scale = _mm512_loadu_ps(w_scales);
+  for (int r = 0; r < kTile; ++r) {
+    const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[r * n_groups]));
+    totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(dots[r])), both, totals[r]);
   }
-  _tile_stored(0, sums.dots[0][0], 64);
-  _tile_stored(1, sums.dots[0][1], 64);
-  _tile_stored(2, sums.dots[1][0], 64);
-  _tile_stored(3, sums.dots[1][1], 64);
 }
 
-// 32 rows from i on and panels p, p + 1; with one of either left, the other repeats it and is not
-// stored.
-void dot_block(const Panels& w, const Int8Rows& x, int64_t p, int64_t i, int64_t step, float* y,
-               int64_t ld_y) {
+// 16 rows and a panel through `count` groups. Three groups are under way: one multiplies, the dots
+// of the one before leave, and those of the one before that, which have reached the cache by then,
+// are added.
+void add_groups(const Shape& shape, int64_t count, const int8_t* rows, const float* x_scales,
+                const int8_t* weights, const float* w_scales, float (*sums)[kPanelRows]) {
+  alignas(64) Dots dots[2];
+  __m512 totals[kTile];
+  for (int r = 0; r < kTile; ++r) totals[r] = _mm512_load_ps(sums[r]);
+  const auto add = [&](int64_t g) {
+    add_scaled(dots[g % 2], w_scales + g * kPanelRows, x_scales + g, shape.n_groups, totals);
+  };
+  int64_t g = 0;
+  for (; g + 2 <= count; g += 2) {
+    QUERN_MULTIPLY(0, 4, 6);
+    if (g > 0) {
+      _tile_stored(1, dots[1], 64);
+      add(g - 2);
+    }
+    QUERN_MULTIPLY(1, 5, 7);
+    _tile_stored(0, dots[0], 64);
+    if (g > 0) add(g - 1);
+  }
+  if (g > 0) {
+    _tile_stored(1, dots[1], 64);
+    add(g - 2);
+    add(g - 1);
+  }
+  if (g < count) {
+    QUERN_MULTIPLY(0, 4, 6);
+    _tile_stored(0, dots[0], 64);
+    add(g);
+  }
+  for (int r = 0; r < kTile; ++r) _mm512_store_ps(sums[r], totals[r]);
+}
+#undef QUERN_MULTIPLY
+
+inline __mmask16 rows_of(const Panels& w, int64_t panel) {
+  const int64_t left = w.n_rows - panel * kPanelRows;
+  return static_cast<__mmask16>(left >= kPanelRows ? 0xffffu : (1u << left) - 1);
+}
+
+// Signed levels of all panels, as they lie.
+const int8_t* signed_levels(const Panels& w, int64_t n_panels, int64_t panel_bytes) {
+  thread_local AlignedVector<int8_t> levels;
+  const auto n = static_cast<size_t>(n_panels * panel_bytes);
+  if (levels.size() < n) levels.resize(n);
+  const __m512i sign = _mm512_set1_epi8(static_cast<char>(kPanelZero));
+  for (int64_t p = 0; p < n_panels; ++p) {
+    const uint8_t* from = w.levels + p * w.levels_stride;
+    int8_t* to = levels.data() + p * panel_bytes;
+    for (int64_t i = 0; i < panel_bytes; i += 64) {
+      _mm512_store_si512(to + i, _mm512_xor_si512(_mm512_loadu_si512(from + i), sign));
+    }
+  }
+  return levels.data();
+}
+
+// Rows of activations [i, i + 16 n_tiles) and all panels.
+void dot_rows(const Panels& w, const int8_t* weights, const Int8Rows& x, int64_t step, int64_t i,
+              int64_t n_tiles, float* y, int64_t ld_y) {
   const int64_t n_panels = (w.n_rows + kPanelRows - 1) / kPanelRows;
-  const int64_t panels[2] = {p, std::min(p + 1, n_panels - 1)};
-  const int64_t first_row[2] = {i, i + 2 * kTile <= x.n ? i + kTile : i};
-  const int64_t stride = x.n_groups * x.group;
-  const uint8_t* levels[2];
-  const float* scales[2];
-  const int8_t* rows[2];
-  __mmask16 masks[2];
-  for (int a = 0; a < 2; ++a) {
-    levels[a] = w.levels + panels[a] * w.levels_stride;
-    scales[a] = w.scales + panels[a] * w.scales_stride;
-    rows[a] = x.levels + first_row[a] * stride + w.first_group * x.group;
-    const int64_t left = w.n_rows - panels[a] * kPanelRows;
-    masks[a] = static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1);
+  const int64_t panel_bytes = w.n_groups * x.group * kPanelRows;
+  const Shape shape{x.group, step, x.stride, x.n_groups};
+  const int64_t most = std::max<int64_t>(1, kBlockCols / x.group);
+  using Sums = float[kBlockRows][kPanelRows];
+  thread_local AlignedVector<float> all_sums;
+  const auto n_sums = static_cast<size_t>(n_panels * kBlockRows * kPanelRows);
+  if (all_sums.size() < n_sums) all_sums.resize(n_sums);
+  auto* sums = reinterpret_cast<Sums*>(all_sums.data());
+  for (int64_t p = 0; p < n_panels; ++p) {
+    const float* from = y + i * ld_y + p * kPanelRows;
+    for (int64_t r = 0; r < n_tiles * kTile; ++r) {
+      _mm512_store_ps(sums[p][r], w.first_group == 0
+                                      ? _mm512_setzero_ps()
+                                      : _mm512_maskz_loadu_ps(rows_of(w, p), from + r * ld_y));
+    }
   }
-  Sums sums;
-  const int n_tiles = first_row[1] == i ? 1 : 2, n_across = panels[1] == p ? 1 : 2;
-  for (int b = 0; b < n_tiles; ++b) {
-    for (int a = 0; a < n_across; ++a) {
-      for (int64_t r = 0; r < kTile; ++r) {
-        const float* from = y + (first_row[b] + r) * ld_y + panels[a] * kPanelRows;
-        _mm512_store_ps(sums.totals[b][a][r], _mm512_maskz_loadu_ps(masks[a], from));
+  for (int64_t g = 0; g < w.n_groups; g += most) {
+    const int64_t count = std::min(most, w.n_groups - g);
+    for (int64_t p = 0; p < n_panels; ++p) {
+      for (int64_t t = 0; t < n_tiles; ++t) {
+        const int64_t row = i + t * kTile;
+        add_groups(shape, count, x.levels + row * x.stride + (w.first_group + g) * x.group,
+                   x.scales + row * x.n_groups + w.first_group + g,
+                   weights + p * panel_bytes + g * x.group * kPanelRows,
+                   w.scales + p * w.scales_stride + g * kPanelRows, sums[p] + t * kTile);
       }
     }
   }
-  for (int64_t g = 0; g < w.n_groups; ++g) {
-    dot_group(levels, rows, stride, x.group, step, sums);
-    for (int b = 0; b < n_tiles; ++b) {
-      const int64_t place = first_row[b] * x.n_groups + w.first_group + g;
-      for (int a = 0; a < n_across; ++a) {
-        const __m512 scale = _mm512_loadu_ps(scales[a]);
-        for (int64_t r = 0; r < kTile; ++r) {
-          const int64_t at = place + r * x.n_groups;
-          const __m512i dot = _mm512_add_epi32(_mm512_load_si512(sums.dots[b][a][r]),
-                                               _mm512_set1_epi32(x.offsets[at]));
-          const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[at]));
-          float* total = sums.totals[b][a][r];
-          _mm512_store_ps(total,
-                          _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), both, _mm512_load_ps(total)));
-        }
-      }
-    }
-    for (int a = 0; a < 2; ++a) {
-      levels[a] += x.group * kPanelRows;
-      scales[a] += kPanelRows;
-      rows[a] += x.group;
-    }
-  }
-  for (int b = 0; b < n_tiles; ++b) {
-    for (int a = 0; a < n_across; ++a) {
-      for (int64_t r = 0; r < kTile; ++r) {
-        float* to = y + (first_row[b] + r) * ld_y + panels[a] * kPanelRows;
-        _mm512_mask_storeu_ps(to, masks[a], _mm512_load_ps(sums.totals[b][a][r]));
-      }
+  for (int64_t p = 0; p < n_panels; ++p) {
+    float* to = y + i * ld_y + p * kPanelRows;
+    for (int64_t r = 0; r < n_tiles * kTile; ++r) {
+      _mm512_mask_storeu_ps(to + r * ld_y, rows_of(w, p), _mm512_load_ps(sums[p][r]));
     }
   }
 }
@@ -131,22 +176,21 @@ void panel_dot(const Panels& w, const Int8Rows& x, float* y, int64_t ld_y) {
     _tile_loadconfig(&config);
     // GCC 12 declares the first eight bytes of that operand only: let nothing move across.
     asm volatile("" : : "r"(&config) : "memory");
-    Int8Rows tiled = x;
-    tiled.n = n_tiled;
-    for (int64_t i = 0; i < n_tiled; i += 2 * kTile) {
-      for (int64_t row = 0; row < w.n_rows; row += 2 * kPanelRows) {
-        dot_block(w, tiled, row / kPanelRows, i, step, y, ld_y);
-      }
+    const int64_t n_panels = (w.n_rows + kPanelRows - 1) / kPanelRows;
+    const int8_t* weights = signed_levels(w, n_panels, w.n_groups * x.group * kPanelRows);
+    for (int64_t i = 0; i < n_tiled; i += kBlockRows) {
+      dot_rows(w, weights, x, step, i, std::min(kBlockRows, n_tiled - i) / kTile, y, ld_y);
     }
     _tile_release();
   }
   if (n_tiled == x.n) return;
-  const Int8Rows rest{x.levels + n_tiled * x.n_groups * x.group,
+  const Int8Rows rest{x.levels + n_tiled * x.stride,
                       x.scales + n_tiled * x.n_groups,
                       x.offsets + n_tiled * x.n_groups,
                       x.n - n_tiled,
                       x.n_groups,
-                      x.group};
+                      x.group,
+                      x.stride};
   vector_dot(w, rest, y + n_tiled * ld_y, ld_y);
 }
 

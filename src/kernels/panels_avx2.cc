@@ -22,9 +22,12 @@ void dot_block(const Panels& w, const Int8Rows& x, int64_t p, int64_t i, float* 
   const int64_t first = i * x.n_groups + w.first_group;
   const int64_t n_rows = std::min(kPanelRows, w.n_rows - p * kPanelRows);
   alignas(32) float sums[kX][kPanelRows] = {};
-  for (int b = 0; b < kX; ++b) std::copy_n(y + (i + b) * ld_y + p * kPanelRows, n_rows, sums[b]);
+  for (int b = 0; b < kX && w.first_group > 0; ++b) {
+    std::copy_n(y + (i + b) * ld_y + p * kPanelRows, n_rows, sums[b]);
+  }
   for (int64_t g = 0; g < w.n_groups; ++g, scales += kPanelRows) {
     const int64_t place = first + g;
+    const int8_t* columns_at = x.levels + i * x.stride + (w.first_group + g) * x.group;
     __m256i dot[kX][2];
     for (auto& halves : dot) halves[0] = halves[1] = _mm256_setzero_si256();
     for (int64_t j = 0; j < x.group; j += 4, levels += 64) {
@@ -36,7 +39,7 @@ void dot_block(const Panels& w, const Int8Rows& x, int64_t p, int64_t i, float* 
       }
       for (int b = 0; b < kX; ++b) {
         int32_t quad;
-        std::memcpy(&quad, x.levels + (place + b * x.n_groups) * x.group + j, 4);
+        std::memcpy(&quad, columns_at + b * x.stride + j, 4);
         const __m256i columns = _mm256_set1_epi32(quad);
         for (int h = 0; h < 2; ++h) {
           const __m256i pairs =

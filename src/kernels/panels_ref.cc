@@ -65,9 +65,10 @@ void panel_dot(const Panels& w, const Int8Rows& x, float* y, int64_t ld_y) {
       const uint8_t* levels = w.levels + panel * w.levels_stride;
       const float* scales = w.scales + panel * w.scales_stride;
       float& sum = y[i * ld_y + row];
+      if (w.first_group == 0) sum = 0;
       for (int64_t g = 0; g < w.n_groups; ++g) {
         const int64_t place = i * x.n_groups + w.first_group + g;
-        const int8_t* rows = x.levels + place * x.group;
+        const int8_t* rows = x.levels + i * x.stride + (w.first_group + g) * x.group;
         int32_t dot = 0;
         for (int64_t j = 0; j < x.group; ++j) {
           const int64_t at = ((g * x.group + j) / 4 * kPanelRows + r) * 4 + j % 4;

@@ -15,8 +15,8 @@ using testing::Fill;
 using testing::Guarded;
 using testing::same_bits;
 
-constexpr int64_t kGroups[] = {64, 128, 256};        // of both operands
-constexpr int64_t kDotGroups[] = {16, 48, 64, 128};  // of a product
+constexpr int64_t kGroups[] = {64, 128, 256};             // of both operands
+constexpr int64_t kDotGroups[] = {16, 48, 64, 128, 192};  // of a product
 constexpr int64_t kWidths[] = {1, 5, 63, 64, 65, 130, 256, 500};
 
 // Random panels and activations of any bytes.
@@ -50,7 +50,7 @@ struct Case {
     }
   }
   Int8Rows rows() const {
-    return {x.data(), x_scales.data(), offsets.data(), n_x, n_groups, group};
+    return {x.data(), x_scales.data(), offsets.data(), n_x, n_groups, group, n_groups * group};
   }
   // Groups [first, first + n) of every panel.
   Panels panels(int64_t first, int64_t n) const {
@@ -90,12 +90,12 @@ TEST(Panels, EveryIsaGivesTheSameDots) {
   for (const Isa isa : fast_isas()) {
     for (const int64_t group : kDotGroups) {
       for (const int64_t n_rows : {1, 15, 16, 33, 64, 100}) {
-        for (const int64_t n_x : {1, 2, 3, 4, 6, 7, 19}) {
+        for (const int64_t n_x : {1, 2, 3, 4, 6, 7, 19, 150}) {
           const Case c(n_rows, n_x, 3, group, static_cast<uint64_t>(n_rows * n_x));
           const int64_t ld = n_rows + 3;
           Guarded<float> expected(n_x * ld), got(n_x * ld);
           for (int64_t i = 0; i < n_x * ld; ++i) {
-            expected[i] = got[i] = static_cast<float>(i % ld < n_rows ? 0 : i);
+            expected[i] = got[i] = i % ld < n_rows ? std::nanf("") : static_cast<float>(i);
           }
           kernels(Isa::kRef).panel_dot(c.panels(0, 3), c.rows(), expected.data(), ld);
           kernels(isa).panel_dot(c.panels(0, 3), c.rows(), got.data(), ld);
@@ -111,12 +111,14 @@ TEST(Panels, EveryIsaGivesTheSameDots) {
 }
 
 TEST(Panels, GroupsMayComeInPieces) {
-  const Case c(48, 5, 4, 64, 7);
-  std::vector<float> whole(5 * 48), pieces(5 * 48);
-  kernels().panel_dot(c.panels(0, 4), c.rows(), whole.data(), 48);
-  kernels().panel_dot(c.panels(0, 1), c.rows(), pieces.data(), 48);
-  kernels().panel_dot(c.panels(1, 3), c.rows(), pieces.data(), 48);
-  EXPECT_EQ(whole, pieces);
+  for (const Isa isa : fast_isas()) {
+    const Case c(48, 21, 4, 64, 7);
+    std::vector<float> whole(21 * 48), pieces(21 * 48);
+    kernels(isa).panel_dot(c.panels(0, 4), c.rows(), whole.data(), 48);
+    kernels(isa).panel_dot(c.panels(0, 1), c.rows(), pieces.data(), 48);
+    kernels(isa).panel_dot(c.panels(1, 3), c.rows(), pieces.data(), 48);
+    EXPECT_EQ(whole, pieces);
+  }
 }
 
 // The largest levels of one sign everywhere: nothing saturates or wraps.

@@ -72,16 +72,26 @@ constexpr int64_t kLevelsForFew = 16 << 10;
 constexpr int64_t kLevelsForMany = 256 << 10;
 constexpr int64_t kRowsForMany = 64;  // the kernel takes four panels at once
 
+// A stride for rows of n bytes so that neighbours lie in different sets of a cache: an odd number
+// of lines.
+int64_t spread(int64_t n) {
+  constexpr int64_t kLine = 64;
+  return (ceil_div(n, kLine) | 1) * kLine;
+}
+
 // The input of one product, rounded; the calling thread keeps the memory for the next.
 class RoundedRows {
  public:
   RoundedRows(MatrixView<const float> x, int64_t group)
-      : n_(x.rows), n_groups_(ceil_div(x.cols, group)), group_(group) {
+      : n_(x.rows),
+        n_groups_(ceil_div(x.cols, group)),
+        group_(group),
+        stride_(spread(n_groups_ * group)) {
     const auto n = static_cast<size_t>(x.rows * n_groups_);
     thread_local AlignedVector<int8_t> levels;
     thread_local std::vector<float> scales;
     thread_local std::vector<int32_t> offsets;
-    levels.resize(std::max(levels.size(), n * static_cast<size_t>(group)));
+    levels.resize(std::max(levels.size(), static_cast<size_t>(x.rows * stride_)));
     scales.resize(std::max(scales.size(), n));
     offsets.resize(std::max(offsets.size(), n));
     levels_ = levels.data();
@@ -90,15 +100,15 @@ class RoundedRows {
     const int64_t grain = std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, x.cols));
     parallel_for(x.rows, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        kernels().quantize_row(x.row(i), x.cols, group_, levels_ + i * n_groups_ * group_,
+        kernels().quantize_row(x.row(i), x.cols, group_, levels_ + i * stride_,
                                scales_ + i * n_groups_, offsets_ + i * n_groups_);
       }
     });
   }
-  Int8Rows view() const { return {levels_, scales_, offsets_, n_, n_groups_, group_}; }
+  Int8Rows view() const { return {levels_, scales_, offsets_, n_, n_groups_, group_, stride_}; }
 
  private:
-  int64_t n_, n_groups_, group_;
+  int64_t n_, n_groups_, group_, stride_;
   int8_t* levels_;
   float* scales_;
   int32_t* offsets_;
@@ -132,7 +142,6 @@ void int8_piece(const LinearWeight& weight, const Int8Rows& x, const Int8Cut& cu
   thread_local AlignedVector<float> scales;
   levels.resize(n_panels * static_cast<size_t>(levels_stride));
   scales.resize(n_panels * static_cast<size_t>(scales_stride));
-  for (int64_t i = 0; i < x.n; ++i) std::fill_n(y.row(i) + first, n_rows, 0.0f);
   for (int64_t row = first; row < first + n_rows; row += cut.rows) {
     const int64_t height = std::min(cut.rows, first + n_rows - row);
     for (int64_t col = 0; col < weight.n_in; col += cut.cols) {
