@@ -258,7 +258,7 @@ void decode(benchmark::State& state, std::string_view codec) {
 // The integer form of such rows, in pieces as a product of few tokens takes them.
 void panels(benchmark::State& state, std::string_view codec) {
   constexpr int64_t kOut = 4096, kIn = 4096, kLevels = 16 << 10;
-  const auto weight = synthetic_linear(std::string(codec), kOut, kIn, 1);
+  const auto weight = synthetic_linear(std::string(codec), kOut, kIn, 1, Activations::kInt8);
   if (!weight) {
     state.SkipWithError(weight.error().message.c_str());
     return;

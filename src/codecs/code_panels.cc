@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <numeric>
-#include <vector>
 
 #include "base/checked.h"
 #include "codecs/bit_stream.h"
@@ -24,57 +23,32 @@ PanelTile row_tile(int64_t panel_group, int64_t group, int64_t n_in) {
   return {kPanelRows, std::lcm(group >= n_in ? panel_group : group, int64_t{64}), panel_group};
 }
 
-void code_panel_ref(const CodeRows& codes, int64_t row, int64_t n_rows, int64_t col, int64_t n_cols,
-                    int64_t /*panel_group*/, uint8_t* panel) {
+void code_panel_ref(const CodeRows& codes, int64_t row, int64_t n_rows, uint8_t* panel) {
   const int64_t low_bytes = stream_bytes(codes.n_in, codes.low_bits);
   const int64_t high_bytes = stream_bytes(codes.n_in, codes.high_bits);
-  const int64_t group = std::min(codes.group, codes.n_in);
   for (int64_t r = 0; r < n_rows; ++r) {
-    for (int64_t j = 0; j < n_cols; ++j) {
-      const int64_t i = row + r;
-      unsigned code = get_code(codes.low + i * low_bytes, col + j, codes.low_bits);
+    for (int64_t j = 0; j < codes.n_in; ++j) {
+      unsigned code = get_code(codes.low + (row + r) * low_bytes, j, codes.low_bits);
       if (codes.high_bits > 0) {
-        code |= get_code(codes.high + i * high_bytes, col + j, codes.high_bits) << codes.low_bits;
+        code |= get_code(codes.high + (row + r) * high_bytes, j, codes.high_bits) << codes.low_bits;
       }
-      unsigned level = codes.levels[code];
-      if (codes.zeros != nullptr) {
-        level -= codes.zeros[i * ceil_div(codes.n_in, group) + (col + j) / group];
-      }
-      panel[(j / 4 * kPanelRows + r) * 4 + j % 4] = static_cast<uint8_t>(level);
+      panel[(j / 4 * kPanelRows + r) * 4 + j % 4] = static_cast<uint8_t>(code);
     }
   }
 }
 
-void code_panel(const CodeRows& codes, int64_t row, int64_t n_rows, int64_t col, int64_t n_cols,
-                int64_t panel_group, uint8_t* panel) {
+void code_panel(const CodeRows& codes, int64_t row, int64_t n_rows, uint8_t* panel) {
   const Isa isa = kernels().isa;
   const auto write = isa == Isa::kAvx512 ? code_panel_avx512
                      : isa == Isa::kAvx2 ? code_panel_avx2
                                          : code_panel_ref;
-  write(codes, row, n_rows, col, n_cols, panel_group, panel);
+  write(codes, row, n_rows, panel);
 }
 
 void scale_panel(const float* values, int64_t stride, int64_t n_rows, int64_t n_cols, int64_t group,
                  int64_t panel_group, float* panel) {
   for (int64_t j = 0; j < n_cols; j += panel_group, panel += kPanelRows) {
     for (int64_t r = 0; r < n_rows; ++r) panel[r] = values[r * stride + j / group];
-  }
-}
-
-void code_panels(const CodeRows& codes, int64_t row, int64_t n_rows, int64_t col, int64_t n_cols,
-                 int64_t panel_group, const ReadScales& read, const MutablePanels& out) {
-  const int64_t n = ceil_div(n_cols, codes.group);
-  thread_local std::vector<float> scales;
-  scales.resize(static_cast<size_t>(kPanelRows * n));
-  for (int64_t r = 0; r < n_rows; r += kPanelRows) {
-    const int64_t height = std::min(kPanelRows, n_rows - r), p = r / kPanelRows;
-    code_panel(codes, row + r, height, col, n_cols, panel_group,
-               out.levels + p * out.levels_stride);
-    for (int64_t i = 0; i < height; ++i) {
-      read(row + r + i, col / codes.group, n, scales.data() + i * n);
-    }
-    scale_panel(scales.data(), n, height, n_cols, codes.group, panel_group,
-                out.scales + p * out.scales_stride);
   }
 }
 

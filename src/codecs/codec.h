@@ -131,6 +131,9 @@ class Decoder {
 
 struct RuntimeForm;
 
+// What the runtime asks of a matrix for every token.
+enum class Reading : uint8_t { kValues, kPanels };
+
 class Codec : public Decoder {
  public:
   virtual Claim claim() const = 0;
@@ -188,9 +191,10 @@ class Codec : public Decoder {
                                                     const MutableCodes& /*codes*/) const {
     return nullptr;
   }
-  // The matrix as the runtime is to read it, where decoding these codes is too slow for every
+  // The matrix as the runtime is to read it, where reading these codes is too slow for every
   // token; null: as it is.
-  virtual std::shared_ptr<const RuntimeForm> runtime_form(const CodesView& /*codes*/) const {
+  virtual std::shared_ptr<const RuntimeForm> runtime_form(const CodesView& /*codes*/,
+                                                          Reading /*reading*/) const {
     return nullptr;
   }
 };
@@ -226,7 +230,7 @@ class CodedMatrix {
   std::vector<AlignedVector<std::byte>> planes_;
 };
 
-// A coded matrix in a form that decodes to the same bits faster, and is larger. It lives in memory
+// A coded matrix in a form that is read faster and decodes to the same bits. It lives in memory
 // only; no file holds it.
 struct RuntimeForm {
   std::unique_ptr<const Decoder> decoder;

@@ -143,17 +143,20 @@ TEST(Conformance, RuntimeFormsDecodeToTheSameBits) {
       const Matrix<float> w = gaussian(21, width, 7);
       if (!codec.planes(w.rows(), width)) continue;
       const Coded coded = encode(codec, w);
-      const auto form = codec.runtime_form(coded.codes.view());
-      if (form == nullptr) continue;
-      ++n_forms;
       const Matrix<float> expected = decode(codec, coded.codes);
-      Matrix<float> got(w.rows(), width);
-      for (int64_t row = 0, n = 1; row < w.rows(); row += n, n = std::min(2 * n, w.rows() - row)) {
-        form->decoder->decode(form->codes.view(), row, n, got.row(row));
+      for (const Reading reading : {Reading::kValues, Reading::kPanels}) {
+        const auto form = codec.runtime_form(coded.codes.view(), reading);
+        if (form == nullptr) continue;
+        ++n_forms;
+        Matrix<float> got(w.rows(), width);
+        for (int64_t row = 0, n = 1; row < w.rows();
+             row += n, n = std::min(2 * n, w.rows() - row)) {
+          form->decoder->decode(form->codes.view(), row, n, got.row(row));
+        }
+        EXPECT_EQ(0, std::memcmp(got.data(), expected.data(),
+                                 sizeof(float) * static_cast<size_t>(w.rows() * width)))
+            << width;
       }
-      EXPECT_EQ(0, std::memcmp(got.data(), expected.data(),
-                               sizeof(float) * static_cast<size_t>(w.rows() * width)))
-          << width;
     }
   });
   EXPECT_GT(n_forms, 0);
@@ -257,7 +260,7 @@ TEST(Conformance, PanelsAreWhatDecodeGivesRounded) {
       if (!codec.planes(n_rows, width)) continue;
       const Coded coded = encode(codec, gaussian(n_rows, width, 8));
       expect_panels_of_decoded(codec, coded.codes.view());
-      const auto form = codec.runtime_form(coded.codes.view());
+      const auto form = codec.runtime_form(coded.codes.view(), Reading::kPanels);
       if (form != nullptr) expect_panels_of_decoded(*form->decoder, form->codes.view());
     }
   });

@@ -41,7 +41,7 @@
 #include "base/float_types.h"
 #include "codecs/bit_stream.h"
 #include "codecs/claims.h"
-#include "codecs/code_panels.h"
+#include "codecs/interleaved.h"
 #include "kernels/kernels.h"
 
 namespace quern {
@@ -112,12 +112,7 @@ class IntCodec final : public Codec {
         grid_(params.word("grid")),
         clip_search_(params.word("clip") == "search"),
         norm_(params.number("norm")),
-        is_hqq_(params.word("zeros") == "hqq") {
-    const int zero = is_symmetric_ ? 1 << (bits_ - 1) : 0;
-    for (int code = 0; code < 256; ++code) {
-      panel_levels_[static_cast<size_t>(code)] = static_cast<uint8_t>(kPanelZero + code - zero);
-    }
-  }
+        is_hqq_(params.word("zeros") == "hqq") {}
 
   std::string spec() const override { return spec_; }
   Claim claim() const override { return find_claim(kClaims, spec_, bits_); }
@@ -192,35 +187,24 @@ class IntCodec final : public Codec {
   }
 
   // Codes less their zeros are bytes, unless both have 8 bits or zeros are fractions.
-  PanelTile panel_tile(int64_t n_in) const override {
-    const int64_t group = panel_group(n_in);
-    return group == 0 ? PanelTile() : row_tile(group, group_cols(n_in), n_in);
-  }
-
-  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
-                     int64_t n_cols, const MutablePanels& out) const override {
-    const int64_t in_panel = panel_group(codes.n_in), group = group_cols(codes.n_in);
-    if (in_panel == 0) return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
-    const int64_t groups = ceil_div(codes.n_in, group);
-    const CodeRows rows{plane(codes, 0),
-                        nullptr,
-                        bits_,
-                        0,
-                        codes.n_in,
-                        panel_levels_.data(),
-                        is_symmetric_ ? nullptr : plane(codes, 2),
-                        group};
-    const auto read = [&](int64_t i, int64_t first, int64_t n, float* scales) {
-      kernels().f16_to_float(plane(codes, 1) + (i * groups + first) * 2, n, scales);
+  std::shared_ptr<const RuntimeForm> runtime_form(const CodesView& codes,
+                                                  Reading reading) const override {
+    if (reading != Reading::kPanels || is_hqq_ || (bits_ == 8 && !is_symmetric_)) return nullptr;
+    const int64_t groups = ceil_div(codes.n_in, group_cols(codes.n_in));
+    InterleavedSource source;
+    source.n_out = codes.n_out;
+    source.rows = {plane(codes, 0), nullptr, bits_, 0, codes.n_in};
+    source.bits = bits_;
+    source.group = group_cols(codes.n_in);
+    source.set_integers(is_symmetric_ ? 1 << (bits_ - 1) : 0);
+    if (!is_symmetric_) source.zeros = plane(codes, 2);
+    source.read_scales = [&](int64_t row, float* scales) {
+      kernels().f16_to_float(plane(codes, 1) + row * groups * 2, groups, scales);
     };
-    code_panels(rows, row, n_rows, col, n_cols, in_panel, read, out);
+    return interleave(source);
   }
 
  private:
-  int64_t panel_group(int64_t n_in) const {
-    return is_hqq_ || (bits_ == 8 && !is_symmetric_) ? 0 : panel_group_of(group_cols(n_in), n_in);
-  }
-
   using DecodeRow = void (*)(const IntRow&, float*);
 
   static const uint8_t* plane(const CodesView& codes, size_t i) {
@@ -355,7 +339,6 @@ class IntCodec final : public Codec {
   bool clip_search_;
   double norm_;
   bool is_hqq_;
-  std::array<uint8_t, 256> panel_levels_;  // of each code, less zeros of groups
 };
 
 constexpr std::string_view kExamples[] = {

@@ -2,14 +2,14 @@
 #include "codecs/pulses.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstdlib>
+#include <span>
 
 #include "base/checked.h"
 #include "base/parallel.h"
 #include "codecs/bit_stream.h"
-#include "codecs/code_panels.h"
+#include "codecs/interleaved.h"
 #include "kernels/kernels.h"
 
 namespace quern {
@@ -20,12 +20,7 @@ constexpr int kLargest = 127;
 
 class PulsesDecoder final : public Decoder {
  public:
-  PulsesDecoder(int bits, int64_t dim) : bits_(bits), dim_(dim) {
-    for (int code = 0; code < 256; ++code) {
-      panel_levels_[static_cast<size_t>(code)] =
-          static_cast<uint8_t>(kPanelZero + code - (1 << (bits - 1)));
-    }
-  }
+  PulsesDecoder(int bits, int64_t dim) : bits_(bits), dim_(dim) {}
 
   std::string spec() const override { return fmt::format("pulses({}, dim={})", bits_, dim_); }
 
@@ -46,57 +41,51 @@ class PulsesDecoder final : public Decoder {
     }
   }
 
-  PanelTile panel_tile(int64_t n_in) const override {
-    const int64_t group = panel_group_of(dim_, n_in);
-    return group == 0 ? PanelTile() : row_tile(group, dim_, n_in);
-  }
-
-  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
-                     int64_t n_cols, const MutablePanels& out) const override {
-    const int64_t in_panel = panel_group_of(dim_, codes.n_in), groups = ceil_div(codes.n_in, dim_);
-    if (in_panel == 0) return Decoder::decode_panels(codes, row, n_rows, col, n_cols, out);
-    CodeRows rows;
-    rows.low = reinterpret_cast<const uint8_t*>(codes.planes[0]);
-    rows.low_bits = bits_;
-    rows.n_in = codes.n_in;
-    rows.levels = panel_levels_.data();
-    rows.group = dim_;
-    const auto* steps = reinterpret_cast<const float*>(codes.planes[1]);
-    const auto read = [&](int64_t i, int64_t first, int64_t n, float* scales) {
-      std::copy_n(steps + i * groups + first, n, scales);
-    };
-    code_panels(rows, row, n_rows, col, n_cols, in_panel, read, out);
-  }
-
  private:
   int bits_;
   int64_t dim_;
-  std::array<uint8_t, 256> panel_levels_;  // of each code
 };
 
 }  // namespace
 
 std::shared_ptr<const RuntimeForm> pulses_form(
-    int64_t n_out, int64_t n_in, int64_t dim,
+    int64_t n_out, int64_t n_in, int64_t dim, Reading reading,
     const std::function<void(int64_t row, int16_t* y, float* steps)>& read) {
   const int64_t groups = ceil_div(n_in, dim);
-  Matrix<int8_t> points(n_out, n_in);
+  Matrix<uint8_t> points(n_out, n_in);  // y + 128
   Matrix<float> steps(n_out, groups);
   std::vector<int> largest(static_cast<size_t>(n_out));
   parallel_for(n_out, kRows, [&](int64_t begin, int64_t end) {
     std::vector<int16_t> y(static_cast<size_t>(n_in));
     for (int64_t i = begin; i < end; ++i) {
       read(i, y.data(), steps.row(i));
-      for (const int16_t v : y) {
-        largest[static_cast<size_t>(i)] =
-            std::max<int>(largest[static_cast<size_t>(i)], std::abs(v));
+      for (size_t j = 0; j < y.size(); ++j) {
+        largest[static_cast<size_t>(i)] = std::max(largest[static_cast<size_t>(i)], std::abs(y[j]));
+        points.row(i)[j] = static_cast<uint8_t>(y[j] + 128);
       }
-      std::copy(y.begin(), y.end(), points.row(i));
     }
   });
   const auto most = static_cast<unsigned>(*std::max_element(largest.begin(), largest.end()));
   if (most > kLargest) return nullptr;
   const int bits = std::max(2, 1 + static_cast<int>(std::bit_width(most)));
+  const int zero = 1 << (bits - 1);
+  parallel_for(n_out, kRows, [&](int64_t begin, int64_t end) {
+    for (uint8_t& y : std::span(points.row(begin), points.row(end))) {
+      y = static_cast<uint8_t>(y - 128 + zero);
+    }
+  });
+  if (reading == Reading::kPanels) {
+    InterleavedSource source;
+    source.n_out = n_out;
+    source.rows = {points.data(), nullptr, 8, 0, n_in};
+    source.bits = bits;
+    source.group = dim;
+    source.set_integers(zero);
+    source.read_scales = [&](int64_t row, float* scales) {
+      std::copy_n(steps.row(row), groups, scales);
+    };
+    if (auto form = interleave(source)) return form;
+  }
   auto form = std::make_shared<RuntimeForm>();
   form->decoder = std::make_unique<PulsesDecoder>(bits, dim);
   form->codes = *CodedMatrix::create(*form->decoder, n_out, n_in);
@@ -105,9 +94,7 @@ std::shared_ptr<const RuntimeForm> pulses_form(
   parallel_for(n_out, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       auto* stream = reinterpret_cast<uint8_t*>(codes.planes[0]) + i * stream_bytes(n_in, bits);
-      for (int64_t j = 0; j < n_in; ++j) {
-        put_code(stream, j, bits, static_cast<unsigned>(points(i, j) + (1 << (bits - 1))));
-      }
+      for (int64_t j = 0; j < n_in; ++j) put_code(stream, j, bits, points(i, j));
     }
   });
   return form;

@@ -18,9 +18,10 @@ namespace quern {
 
 // Takes the points of a matrix, row by row and from many threads: `read` writes y[n_in] of a row
 // and the steps [ceil(n_in / dim)] of its groups. Codes get as few bits as the largest |y| of the
-// matrix allows; null if it is above 127.
+// matrix allows; null if it is above 127. For panels they are interleaved (interleaved.h), where
+// dim allows it.
 std::shared_ptr<const RuntimeForm> pulses_form(
-    int64_t n_out, int64_t n_in, int64_t dim,
+    int64_t n_out, int64_t n_in, int64_t dim, Reading reading,
     const std::function<void(int64_t row, int16_t* y, float* steps)>& read);
 
 struct PulsesRow {

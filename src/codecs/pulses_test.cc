@@ -38,7 +38,7 @@ TEST(Pulses, FastDecoderHasTheBitsOfTheReference) {
 
 TEST(Pulses, CodesAreAsWideAsTheLargestPulseNeeds) {
   const auto form_with = [](int16_t largest) {
-    return pulses_form(5, 40, 16, [&](int64_t row, int16_t* y, float* steps) {
+    return pulses_form(5, 40, 16, Reading::kValues, [&](int64_t row, int16_t* y, float* steps) {
       for (int j = 0; j < 40; ++j) y[j] = static_cast<int16_t>(j % 3 - 1);
       if (row == 3) y[39] = largest;
       for (int g = 0; g < 3; ++g) steps[g] = 0.5f + static_cast<float>(g);
@@ -72,8 +72,8 @@ TEST(Pulses, PanelsAreExact) {
   for (const char* text : {"pvq(2)", "pvq(3)", "pvq(4, dim=16)"}) {
     constexpr int64_t kRows = 16, kCols = 256;
     const auto codec = *make_codec(text);
-    const auto form =
-        codec->runtime_form(code_matrix(*codec, gaussian_matrix(kRows, kCols, 3)).view());
+    const auto form = codec->runtime_form(
+        code_matrix(*codec, gaussian_matrix(kRows, kCols, 3)).view(), Reading::kPanels);
     ASSERT_NE(form, nullptr);
     const int64_t group = form->decoder->panel_tile(kCols).group;
     Matrix<float> w(kRows, kCols);
@@ -95,7 +95,10 @@ TEST(Pulses, PanelsAreExact) {
 
 TEST(Pulses, PointsOfManyPulsesStayAsTheyAre) {
   const auto codec = *make_codec("pvq(dim=2, pulses=255, gain_bits=2)");
-  EXPECT_EQ(codec->runtime_form(code_matrix(*codec, gaussian_matrix(8, 32, 2)).view()), nullptr);
+  for (const Reading reading : {Reading::kValues, Reading::kPanels}) {
+    EXPECT_EQ(codec->runtime_form(code_matrix(*codec, gaussian_matrix(8, 32, 2)).view(), reading),
+              nullptr);
+  }
 }
 
 }  // namespace

@@ -243,10 +243,11 @@ class PvqCodec final : public Codec {
     }
   }
 
-  std::shared_ptr<const RuntimeForm> runtime_form(const CodesView& codes) const override {
+  std::shared_ptr<const RuntimeForm> runtime_form(const CodesView& codes,
+                                                  Reading reading) const override {
     const std::vector<float> levels = levels_of(codes);
     return pulses_form(
-        codes.n_out, codes.n_in, shape_.dim,
+        codes.n_out, codes.n_in, shape_.dim, reading,
         [&](int64_t row, int16_t* y, float* steps) { read_row(codes, levels, row, y, steps); });
   }
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/checked.h"
-#include "codecs/code_panels.h"
+#include "codecs/interleaved.h"
 
 namespace quern {
 namespace {
@@ -71,8 +71,7 @@ class ScalarCodec final : public Codec {
       : o_(std::move(options)),
         split_(o_.table.bits()),
         scales_("scale", o_.scale, ScalarUse::kScale, split_.high > 0 ? 2 : 1),
-        shifts_("shift", o_.shift_form, ScalarUse::kShift, plane_count()),
-        panel_levels_(byte_levels(o_.table)) {}
+        shifts_("shift", o_.shift_form, ScalarUse::kShift, plane_count()) {}
 
   std::string spec() const override { return o_.spec; }
   Claim claim() const override { return o_.claim; }
@@ -194,34 +193,28 @@ class ScalarCodec final : public Codec {
   }
 
   // Levels are rounded to bytes of the largest.
-  PanelTile panel_tile(int64_t n_in) const override {
-    const int64_t group = panel_group(n_in);
-    return group == 0 ? PanelTile() : row_tile(group, group_cols(n_in), n_in);
-  }
-
-  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
-                     int64_t n_cols, const MutablePanels& out) const override {
-    const int64_t in_panel = panel_group(codes.n_in), group = group_cols(codes.n_in);
-    if (in_panel == 0) return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
-    const CodeRows rows{stream(codes, 0, 0, split_.low),
-                        split_.high > 0 ? stream(codes, 1, 0, split_.high) : nullptr,
-                        split_.low,
-                        split_.high,
-                        codes.n_in,
-                        panel_levels_.levels.data(),
-                        nullptr,
-                        group};
-    const auto read = [&](int64_t i, int64_t first, int64_t n, float* scales) {
-      scales_.load(codes, i * groups(codes.n_in) + first, n, scales);
-      kernels().scale(panel_levels_.unit, n, scales);
+  std::shared_ptr<const RuntimeForm> runtime_form(const CodesView& codes,
+                                                  Reading reading) const override {
+    if (reading != Reading::kPanels || o_.sides > 1 || has_shift()) return nullptr;
+    const ByteLevels levels = byte_levels(o_.table);
+    InterleavedSource source;
+    source.n_out = codes.n_out;
+    source.rows = {stream(codes, 0, 0, split_.low),
+                   split_.high > 0 ? stream(codes, 1, 0, split_.high) : nullptr, split_.low,
+                   split_.high, codes.n_in};
+    source.bits = o_.table.bits();
+    source.group = group_cols(codes.n_in);
+    for (unsigned code = 0; code < 256; ++code) source.values[code] = o_.table.level(code);
+    source.levels = levels.levels;
+    source.unit = levels.unit;
+    const int64_t n = groups(codes.n_in);
+    source.read_scales = [&](int64_t row, float* scales) {
+      scales_.load(codes, row * n, n, scales);
     };
-    code_panels(rows, row, n_rows, col, n_cols, in_panel, read, out);
+    return interleave(source);
   }
 
  private:
-  int64_t panel_group(int64_t n_in) const {
-    return o_.sides > 1 || has_shift() ? 0 : panel_group_of(group_cols(n_in), n_in);
-  }
   bool has_shift() const { return o_.shift != ShiftRule::kNone; }
   int64_t groups(int64_t n_in) const { return ceil_div(n_in, group_cols(n_in)); }
 
@@ -397,7 +390,6 @@ class ScalarCodec final : public Codec {
   ScalarCodecOptions o_;
   CodeSplit split_;
   StoredScalars scales_, shifts_;
-  ByteLevels panel_levels_;
 };
 
 }  // namespace

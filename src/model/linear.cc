@@ -175,7 +175,9 @@ size_t LinearWeight::n_bytes() const {
 }
 
 LinearWeight in_runtime_form(LinearWeight weight, const Codec& codec) {
-  const auto form = codec.runtime_form(weight.codes);
+  const Reading reading =
+      weight.activations == Activations::kInt8 ? Reading::kPanels : Reading::kValues;
+  const auto form = codec.runtime_form(weight.codes, reading);
   if (form == nullptr) return weight;
   weight.codec = form->decoder.get();
   weight.codes = form->codes.view();

@@ -39,8 +39,9 @@ void repeat(std::span<const std::byte> src, std::span<std::byte> dst) {
 // A codec, or a float type, and the rows of each width that are repeated.
 class Filler {
  public:
-  static Result<Filler> make(const std::string& text, uint64_t seed) {
+  static Result<Filler> make(const std::string& text, uint64_t seed, Activations activations) {
     Filler filler;
+    filler.activations_ = activations;
     filler.seed_ = seed;
     for (const auto& [name, dtype] : kFloats) {
       if (text != name) continue;
@@ -93,6 +94,7 @@ class Filler {
     weight.n_in = n_in;
     weight.dtype = dtype_;
     weight.codec = codec_.get();
+    weight.activations = activations_;
     if (codec_ != nullptr) {
       weight.codes = owner->codes->view();
     } else {
@@ -116,6 +118,7 @@ class Filler {
   std::shared_ptr<const Codec> codec_;  // null: plain floats
   DType dtype_ = DType::kF32;
   uint64_t seed_ = 0;
+  Activations activations_ = Activations::kExact;
   std::map<int64_t, Bytes> patterns_;
 };
 
@@ -156,8 +159,8 @@ LinearWeight& weight_at(ModelParts& parts, const WeightId& id) {
 }  // namespace
 
 Result<LinearWeight> synthetic_linear(const std::string& codec, int64_t n_out, int64_t n_in,
-                                      uint64_t seed) {
-  QUERN_ASSIGN(Filler filler, Filler::make(codec, seed));
+                                      uint64_t seed, Activations activations) {
+  QUERN_ASSIGN(Filler filler, Filler::make(codec, seed, activations));
   QUERN_TRY(filler.prepare(n_in));
   return filler.fill(n_out, n_in);
 }
@@ -166,8 +169,8 @@ Result<std::unique_ptr<Model>> synthetic_model(std::string_view shape,
                                                const SyntheticOptions& options) {
   QUERN_ASSIGN(ModelDesc desc, shape_desc(shape));
   const std::string& head_text = options.head_codec.empty() ? options.codec : options.head_codec;
-  QUERN_ASSIGN(Filler layers, Filler::make(options.codec, options.seed));
-  QUERN_ASSIGN(Filler ends, Filler::make(head_text, options.seed));
+  QUERN_ASSIGN(Filler layers, Filler::make(options.codec, options.seed, options.activations));
+  QUERN_ASSIGN(Filler ends, Filler::make(head_text, options.seed, options.activations));
   ModelParts parts = bare_parts(std::move(desc));
   std::vector<WeightId> ids;
   for (const WeightId& id : weight_ids(parts.desc)) {
@@ -185,7 +188,6 @@ Result<std::unique_ptr<Model>> synthetic_model(std::string_view shape,
         done[static_cast<size_t>(i)] = tl::unexpected<Error>(weight.error());
         continue;
       }
-      weight->activations = options.activations;
       if (has_weight(parts.desc, id, Part::kBias)) {
         weight->bias.assign(static_cast<size_t>(size[0]), 0.0f);
       }

@@ -35,6 +35,6 @@ Result<std::unique_ptr<Model>> synthetic_model(std::string_view shape,
 
 // One such matrix.
 Result<LinearWeight> synthetic_linear(const std::string& codec, int64_t n_out, int64_t n_in,
-                                      uint64_t seed);
+                                      uint64_t seed, Activations activations = Activations::kExact);
 
 }  // namespace quern

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "codecs/interleaved.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "base/checked.h"
+#include "base/float_types.h"
+#include "base/parallel.h"
+#include "kernels/kernels.h"
+
+namespace quern {
+namespace {
+
+constexpr int64_t kColumns = 64;                 // rows are padded to a multiple
+constexpr int64_t kWholeRow = int64_t{1} << 40;  // more columns than any row has, padding included
+
+struct Widths {
+  int low, high;
+  explicit Widths(int bits)
+      : low(bits >= 7   ? 8
+            : bits >= 4 ? 4
+            : bits >= 2 ? 2
+                        : 1),
+        high(bits >= 7 ? 0 : bits - low) {}
+};
+
+class InterleavedDecoder final : public Decoder {
+ public:
+  InterleavedDecoder(const InterleavedSource& source, DType scale_type)
+      : widths_(source.bits),
+        bits_(source.bits),
+        group_(source.group),
+        has_zeros_(source.zeros != nullptr),
+        scale_type_(scale_type),
+        unit_(source.unit),
+        values_(source.values) {
+    const unsigned mask = (1u << bits_) - 1;
+    for (unsigned i = 0; i < 256; ++i) levels_[i] = source.levels[i & mask];
+  }
+
+  std::string spec() const override {
+    return fmt::format("interleaved({}, group={})", bits_, group_);
+  }
+
+  Result<std::vector<PlaneSpec>> planes(int64_t n_out, int64_t n_in) const override {
+    const int64_t panels = ceil_div(n_out, kPanelRows), groups = ceil_div(n_in, group_);
+    std::vector<PlaneSpec> planes = {
+        {"low", DType::kU8, {panels, panel_bytes(n_in, widths_.low)}},
+        {"scales", scale_type_, {panels, groups, kPanelRows}},
+    };
+    if (widths_.high > 0) {
+      planes.push_back({"high", DType::kU8, {panels, panel_bytes(n_in, widths_.high)}});
+    }
+    if (has_zeros_) planes.push_back({"zeros", DType::kU8, {panels, groups, kPanelRows}});
+    return planes;
+  }
+
+  void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const override {
+    const int64_t groups = ceil_div(codes.n_in, group_);
+    for (int64_t i = row; i < row + n_rows; ++i) {
+      const int64_t panel = i / kPanelRows, r = i % kPanelRows;
+      const InterleavedPanel p = panel_at(codes, panel, 0);
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t place = (panel * groups + g) * kPanelRows + r;
+        const float scale = scale_at(codes, place);
+        const float zero = has_zeros_ ? static_cast<float>(*plane(codes, zeros_plane(), place)) : 0;
+        for (int64_t j = g * group_; j < std::min(codes.n_in, (g + 1) * group_); ++j) {
+          *dst++ = scale * (values_[code_at(p, r, j)] - zero);
+        }
+      }
+    }
+  }
+
+  PanelTile panel_tile(int64_t n_in) const override {
+    return row_tile(panel_group_of(group_, n_in), group_, n_in);
+  }
+
+  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
+                     int64_t n_cols, const MutablePanels& out) const override {
+    const Isa isa = kernels().isa;
+    const auto write = isa == Isa::kAvx512 ? interleaved_levels_avx512
+                       : isa == Isa::kAvx2 ? interleaved_levels_avx2
+                                           : interleaved_levels_ref;
+    const int64_t in_panel = panel_group_of(group_, codes.n_in);
+    const int64_t groups = ceil_div(codes.n_in, group_), n = ceil_div(n_cols, group_);
+    const int64_t n_quads = round_up(n_cols, in_panel) / 4;
+    thread_local std::vector<float> scales;
+    scales.resize(static_cast<size_t>(n * kPanelRows));
+    for (int64_t p = 0; p < ceil_div(n_rows, kPanelRows); ++p) {
+      const int64_t panel = row / kPanelRows + p;
+      write(panel_at(codes, panel, col), n_quads, out.levels + p * out.levels_stride);
+      load_scales(codes, (panel * groups + col / group_) * kPanelRows, n * kPanelRows,
+                  scales.data());
+      float* to = out.scales + p * out.scales_stride;
+      for (int64_t j = 0; j < n_cols; j += in_panel, to += kPanelRows) {
+        std::copy_n(scales.data() + j / group_ * kPanelRows, kPanelRows, to);
+      }
+    }
+  }
+
+  void write_panel(const InterleavedSource& source, int64_t panel, const MutableCodes& codes) const;
+
+ private:
+  static int64_t panel_bytes(int64_t n_in, int width) {
+    return round_up(n_in, kColumns) * kPanelRows * width / 8;
+  }
+  static const uint8_t* plane(const CodesView& codes, size_t i, int64_t at) {
+    return reinterpret_cast<const uint8_t*>(codes.planes[i]) + at;
+  }
+  size_t zeros_plane() const { return widths_.high > 0 ? 3 : 2; }
+
+  InterleavedPanel panel_at(const CodesView& codes, int64_t panel, int64_t col) const {
+    const auto at = [&](int width) {
+      return panel * panel_bytes(codes.n_in, width) + col * kPanelRows * width / 8;
+    };
+    const int64_t place = (panel * ceil_div(codes.n_in, group_) + col / group_) * kPanelRows;
+    return {plane(codes, 0, at(widths_.low)),
+            widths_.high > 0 ? plane(codes, 2, at(widths_.high)) : nullptr,
+            has_zeros_ ? plane(codes, zeros_plane(), place) : nullptr,
+            levels_.data(),
+            widths_.low,
+            widths_.high,
+            group_ < codes.n_in ? group_ : kWholeRow};
+  }
+
+  static unsigned field_at(const uint8_t* plane, int width, int64_t r, int64_t j) {
+    const int64_t quad = j / 4, per_line = 8 / width;
+    const unsigned byte = plane[quad / per_line * 64 + 4 * r + j % 4];
+    return byte >> (quad % per_line * width) & ((1u << width) - 1);
+  }
+  unsigned code_at(const InterleavedPanel& p, int64_t r, int64_t j) const {
+    unsigned code = field_at(p.low, p.low_bits, r, j);
+    if (p.high != nullptr) code |= field_at(p.high, p.high_bits, r, j) << p.low_bits;
+    return code;
+  }
+
+  float scale_at(const CodesView& codes, int64_t place) const {
+    if (scale_type_ == DType::kF32) return reinterpret_cast<const float*>(codes.planes[1])[place];
+    uint16_t half;
+    std::memcpy(&half, codes.planes[1] + 2 * place, 2);
+    return f16_to_float(half);
+  }
+  void load_scales(const CodesView& codes, int64_t place, int64_t n, float* scales) const {
+    if (scale_type_ == DType::kF32) {
+      std::memcpy(scales, codes.planes[1] + 4 * place, static_cast<size_t>(4 * n));
+    } else {
+      kernels().f16_to_float(codes.planes[1] + 2 * place, n, scales);
+    }
+    if (unit_ != 1) kernels().scale(unit_, n, scales);
+  }
+
+  Widths widths_;
+  int bits_;
+  int64_t group_;
+  bool has_zeros_;
+  DType scale_type_;
+  float unit_;
+  std::array<float, 256> values_;
+  alignas(64) std::array<uint8_t, 256> levels_{};
+};
+
+// Puts fields [shift, shift + width) of the codes of a panel, a byte each, into their plane.
+void pack(const uint8_t* code, int64_t n, int shift, int width, uint8_t* plane) {
+  const int per_line = 8 / width;
+  const unsigned mask = (1u << width) - 1;
+  for (int64_t i = 0; i < n; i += int64_t{64} * per_line, plane += 64) {
+    uint8_t line[64] = {};
+    for (int q = 0; q < per_line; ++q, code += 64) {
+      for (int k = 0; k < 64; ++k) {
+        line[k] = static_cast<uint8_t>(line[k] | (code[k] >> shift & mask) << (q * width));
+      }
+    }
+    std::memcpy(plane, line, 64);
+  }
+}
+
+void InterleavedDecoder::write_panel(const InterleavedSource& source, int64_t panel,
+                                     const MutableCodes& codes) const {
+  const int64_t first = panel * kPanelRows, height = std::min(kPanelRows, codes.n_out - first);
+  const int64_t n = round_up(codes.n_in, kColumns) * kPanelRows;
+  thread_local std::vector<uint8_t> bytes;
+  bytes.assign(static_cast<size_t>(n), 0);
+  code_panel(source.rows, first, height, bytes.data());
+  auto* low = reinterpret_cast<uint8_t*>(codes.planes[0]);
+  pack(bytes.data(), n, 0, widths_.low, low + panel * panel_bytes(codes.n_in, widths_.low));
+  if (widths_.high > 0) {
+    auto* high = reinterpret_cast<uint8_t*>(codes.planes[2]);
+    pack(bytes.data(), n, widths_.low, widths_.high,
+         high + panel * panel_bytes(codes.n_in, widths_.high));
+  }
+  const int64_t groups = ceil_div(codes.n_in, group_);
+  std::vector<float> scales(static_cast<size_t>(groups));
+  for (int64_t r = 0; r < height; ++r) {
+    source.read_scales(first + r, scales.data());
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t place = (panel * groups + g) * kPanelRows + r;
+      const float scale = scales[static_cast<size_t>(g)];
+      if (scale_type_ == DType::kF32) {
+        reinterpret_cast<float*>(codes.planes[1])[place] = scale;
+      } else {
+        const uint16_t half = float_to_f16(scale);
+        std::memcpy(codes.planes[1] + 2 * place, &half, 2);
+      }
+      if (has_zeros_) {
+        codes.planes[zeros_plane()][place] =
+            static_cast<std::byte>(source.zeros[(first + r) * groups + g]);
+      }
+    }
+  }
+}
+
+bool are_halves(const InterleavedSource& source, int64_t groups) {
+  std::vector<float> scales(static_cast<size_t>(groups));
+  for (int64_t row = 0; row < source.n_out; ++row) {
+    source.read_scales(row, scales.data());
+    for (const float scale : scales) {
+      const float half = f16_to_float(float_to_f16(scale));
+      if (std::bit_cast<uint32_t>(half) != std::bit_cast<uint32_t>(scale)) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+void InterleavedSource::set_integers(int zero) {
+  for (int code = 0; code < 256; ++code) {
+    values[static_cast<size_t>(code)] = static_cast<float>(code - zero);
+    levels[static_cast<size_t>(code)] = static_cast<uint8_t>(kPanelZero + code - zero);
+  }
+}
+
+std::shared_ptr<const RuntimeForm> interleave(const InterleavedSource& source) {
+  InterleavedSource whole = source;
+  const int64_t n_in = source.rows.n_in;
+  whole.group = std::min(source.group, n_in);
+  if (panel_group_of(whole.group, n_in) == 0) return nullptr;
+  const bool halves = are_halves(whole, ceil_div(n_in, whole.group));
+  auto decoder = std::make_unique<InterleavedDecoder>(whole, halves ? DType::kF16 : DType::kF32);
+  auto form = std::make_shared<RuntimeForm>();
+  form->codes = *CodedMatrix::create(*decoder, source.n_out, n_in);
+  const MutableCodes codes = form->codes.mutable_view();
+  parallel_for(ceil_div(source.n_out, kPanelRows), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) decoder->write_panel(whole, panel, codes);
+  });
+  form->decoder = std::move(decoder);
+  return form;
+}
+
+void interleaved_levels_ref(const InterleavedPanel& panel, int64_t n_quads, uint8_t* levels) {
+  const int low_line = 8 / panel.low_bits,
+            high_line = panel.high_bits > 0 ? 8 / panel.high_bits : 1;
+  const unsigned low_mask = (1u << panel.low_bits) - 1, high_mask = (1u << panel.high_bits) - 1;
+  for (int64_t q = 0; q < n_quads; ++q, levels += 64) {
+    const uint8_t* low = panel.low + q / low_line * 64;
+    const uint8_t* high = panel.high == nullptr ? nullptr : panel.high + q / high_line * 64;
+    const uint8_t* zeros =
+        panel.zeros == nullptr ? nullptr : panel.zeros + q * 4 / panel.group * kPanelRows;
+    for (int64_t k = 0; k < 64; ++k) {
+      unsigned code = low[k] >> (q % low_line * panel.low_bits) & low_mask;
+      if (high != nullptr) {
+        code |= (high[k] >> (q % high_line * panel.high_bits) & high_mask) << panel.low_bits;
+      }
+      const unsigned zero = zeros == nullptr ? 0 : zeros[k / 4];
+      levels[k] = static_cast<uint8_t>(panel.levels[code] - zero);
+    }
+  }
+}
+
+}  // namespace quern
