@@ -2,6 +2,9 @@
 // A pool of workers that sleep between jobs. A worker first spins for some microseconds, because
 // one generated token issues hundreds of small jobs, and then waits on a condition variable.
 //
+// Every thread has a run of consecutive pieces of its own, so that what it reads from memory is one
+// stream; when that is done it takes pieces of others.
+//
 // A job is over when its pieces are done, not when every worker has looked at it: the caller takes
 // pieces like anyone else, so that a worker whose core is busy with another process costs its share
 // of the work and no more. A late worker must not touch a job that is over: a piece is claimed by
@@ -40,7 +43,9 @@ class Pool {
     stop();
     if (n_threads <= 0) n_threads = static_cast<int>(std::thread::hardware_concurrency());
     n_threads_ = std::max(1, n_threads);
-    for (int i = 1; i < n_threads_; ++i) workers_.emplace_back([this] { work(); });
+    job_.n_threads = 0;  // what new workers may still see of it has no pieces
+    next_ = std::vector<Next>(static_cast<size_t>(n_threads_));
+    for (int i = 1; i < n_threads_; ++i) workers_.emplace_back([this, i] { work(i); });
   }
 
   void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
@@ -49,14 +54,19 @@ class Pool {
     bool is_any_asleep;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      job = {static_cast<uint32_t>(job_.number + 1), n, grain, &body};
+      job = {static_cast<uint32_t>(job_.number + 1), n, grain, n_threads_, &body};
       job_ = job;
       n_done_.store(0, std::memory_order_relaxed);
-      next_.store(uint64_t{job.number} << 32, std::memory_order_release);
+      for (int t = 0; t < n_threads_; ++t) {
+        const auto first = static_cast<uint64_t>(job.first_piece(t));
+        next_[static_cast<size_t>(t)].value.store(uint64_t{job.number} << 32 | first,
+                                                  std::memory_order_release);
+      }
+      number_.store(job.number, std::memory_order_release);
       is_any_asleep = n_asleep_ > 0;
     }
     if (is_any_asleep) wake_.notify_all();
-    take_pieces(job);
+    take_pieces(job, 0);
     const int64_t n_pieces = job.n_pieces();
     for (int spin = 0; n_done_.load(std::memory_order_acquire) != n_pieces; ++spin) {
       if (spin < kSpins) {
@@ -72,38 +82,50 @@ class Pool {
   struct Job {
     uint32_t number = 0;
     int64_t n = 0, grain = 1;
+    int n_threads = 1;
     const std::function<void(int64_t, int64_t)>* body = nullptr;
     int64_t n_pieces() const { return ceil_div(n, grain); }
+    // The first of the pieces that belong to a thread; those of the last one end at n_pieces().
+    int64_t first_piece(int thread) const { return n_pieces() * thread / n_threads; }
   };
 
-  // The index of a piece of this job that is now ours, or -1.
-  int64_t claim(const Job& job) {
-    uint64_t next = next_.load(std::memory_order_acquire);
+  // On a line of its own.
+  struct alignas(64) Next {
+    std::atomic<uint64_t> value{0};  // job number << 32 | next piece
+  };
+
+  // The index of a piece of this job, of those of a thread, that is now ours, or -1.
+  int64_t claim(const Job& job, int thread) {
+    std::atomic<uint64_t>& at = next_[static_cast<size_t>(thread)].value;
+    uint64_t next = at.load(std::memory_order_acquire);
     for (;;) {
       const auto piece = static_cast<int64_t>(next & 0xffffffffu);
-      if (next >> 32 != job.number || piece >= job.n_pieces()) return -1;
-      if (next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel)) return piece;
+      if (next >> 32 != job.number || piece >= job.first_piece(thread + 1)) return -1;
+      if (at.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel)) return piece;
     }
   }
 
-  void take_pieces(const Job& job) {
+  void take_pieces(const Job& job, int self) {
     inside_parallel_for = true;
-    for (int64_t piece = claim(job); piece >= 0; piece = claim(job)) {
-      const int64_t begin = piece * job.grain;
-      (*job.body)(begin, std::min(job.n, begin + job.grain));
-      if (n_done_.fetch_add(1, std::memory_order_acq_rel) + 1 == job.n_pieces()) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        done_.notify_all();
+    for (int i = 0; i < job.n_threads; ++i) {
+      const int thread = (self + i) % job.n_threads;
+      for (int64_t piece = claim(job, thread); piece >= 0; piece = claim(job, thread)) {
+        const int64_t begin = piece * job.grain;
+        (*job.body)(begin, std::min(job.n, begin + job.grain));
+        if (n_done_.fetch_add(1, std::memory_order_acq_rel) + 1 == job.n_pieces()) {
+          const std::lock_guard<std::mutex> lock(mutex_);
+          done_.notify_all();
+        }
       }
     }
     inside_parallel_for = false;
   }
 
-  void work() {
+  void work(int self) {
     uint32_t seen = 0;
     for (;;) {
       for (int spin = 0; spin < kSpins; ++spin) {
-        if (static_cast<uint32_t>(next_.load(std::memory_order_acquire) >> 32) != seen) break;
+        if (number_.load(std::memory_order_acquire) != seen) break;
         _mm_pause();
       }
       Job job;
@@ -116,7 +138,7 @@ class Pool {
         job = job_;
         seen = job.number;
       }
-      take_pieces(job);
+      take_pieces(job, self);
     }
   }
 
@@ -138,7 +160,8 @@ class Pool {
   Job job_;
   int n_asleep_ = 0;
   bool is_stopping_ = false;
-  std::atomic<uint64_t> next_{0};  // job number << 32 | next piece
+  std::vector<Next> next_;           // of each thread
+  std::atomic<uint32_t> number_{0};  // of job_
   std::atomic<int64_t> n_done_{0};
   int n_threads_ = 0;
 };

@@ -192,6 +192,7 @@ class IntCodec final : public Codec {
     if (reading != Reading::kPanels || is_hqq_ || (bits_ == 8 && !is_symmetric_)) return nullptr;
     const int64_t groups = ceil_div(codes.n_in, group_cols(codes.n_in));
     InterleavedSource source;
+    source.spec = spec_;
     source.n_out = codes.n_out;
     source.rows = {plane(codes, 0), nullptr, bits_, 0, codes.n_in};
     source.bits = bits_;

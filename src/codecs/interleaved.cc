@@ -29,7 +29,8 @@ struct Widths {
 class InterleavedDecoder final : public Decoder {
  public:
   InterleavedDecoder(const InterleavedSource& source, DType scale_type)
-      : widths_(source.bits),
+      : spec_(source.spec),
+        widths_(source.bits),
         bits_(source.bits),
         group_(source.group),
         has_zeros_(source.zeros != nullptr),
@@ -40,9 +41,7 @@ class InterleavedDecoder final : public Decoder {
     for (unsigned i = 0; i < 256; ++i) levels_[i] = source.levels[i & mask];
   }
 
-  std::string spec() const override {
-    return fmt::format("interleaved({}, group={})", bits_, group_);
-  }
+  std::string spec() const override { return spec_; }
 
   Result<std::vector<PlaneSpec>> planes(int64_t n_out, int64_t n_in) const override {
     const int64_t panels = ceil_div(n_out, kPanelRows), groups = ceil_div(n_in, group_);
@@ -151,6 +150,7 @@ class InterleavedDecoder final : public Decoder {
     if (unit_ != 1) kernels().scale(unit_, n, scales);
   }
 
+  std::string spec_;
   Widths widths_;
   int bits_;
   int64_t group_;

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "codecs/code_panels.h"
 #include "codecs/codec.h"
@@ -32,6 +33,7 @@ using ReadScales = std::function<void(int64_t row, float* scales)>;
 //     scale * (values[c] - zero)    and the level    levels[c] - zero - 128   of   scale * unit,
 // where scale and zero belong to row i and group j / group.
 struct InterleavedSource {
+  std::string spec;  // of the codec
   int64_t n_out = 0;
   CodeRows rows;
   int bits = 0;       // of the largest code in `rows`

@@ -76,6 +76,7 @@ std::shared_ptr<const RuntimeForm> pulses_form(
   });
   if (reading == Reading::kPanels) {
     InterleavedSource source;
+    source.spec = fmt::format("pulses({}, dim={})", bits, dim);
     source.n_out = n_out;
     source.rows = {points.data(), nullptr, 8, 0, n_in};
     source.bits = bits;

@@ -198,6 +198,7 @@ class ScalarCodec final : public Codec {
     if (reading != Reading::kPanels || o_.sides > 1 || has_shift()) return nullptr;
     const ByteLevels levels = byte_levels(o_.table);
     InterleavedSource source;
+    source.spec = o_.spec;
     source.n_out = codes.n_out;
     source.rows = {stream(codes, 0, 0, split_.low),
                    split_.high > 0 ? stream(codes, 1, 0, split_.high) : nullptr, split_.low,

@@ -95,9 +95,9 @@ class LayerRun {
     if (!show(Role::kQ, -1, x)) return false;
     ScratchMatrix q(x.rows, a.n_heads * a.d_head), k(x.rows, a.n_kv_heads * a.d_head),
         v(x.rows, a.n_kv_heads * a.d_head), z(x.rows, a.n_heads * a.d_head);
-    linear(weights_.q, x, q.view());
-    linear(weights_.k, x, k.view());
-    linear(weights_.v, x, v.view());
+    const Product products[] = {
+        {&weights_.q, q.view()}, {&weights_.k, k.view()}, {&weights_.v, v.view()}};
+    linear(products, x);
     place_heads(q.view(), k.view(), v.view());
     attend_all(q.view(), z.view());
     apply_chain(basis_.at(Site::kHeads), z.view());
@@ -211,8 +211,8 @@ class LayerRun {
     ScratchMatrix up(x.rows, weights.up.n_out);
     ScratchMatrix gate(desc_.mlp.gated ? x.rows : 0, weights.up.n_out);
     const MatrixView<float> u = desc_.mlp.gated ? gate.view() : up.view();
-    linear(weights.up, x, up.view());
-    if (desc_.mlp.gated) linear(weights.gate, x, u);
+    const Product products[] = {{&weights.up, up.view()}, {&weights.gate, u}};
+    linear(std::span(products, desc_.mlp.gated ? 2 : 1), x);
     for_rows(u, [&](int64_t i) {
       if (desc_.mlp.gated) {
         kernels().activate_gated(desc_.mlp.activation, up.row(i), u.cols, u.row(i));

@@ -17,8 +17,9 @@ constexpr int64_t kDecodedForFew = 4 << 10;
 constexpr int64_t kDecodedForMany = 64 << 10;
 constexpr int64_t kFewTokens = 8;
 constexpr int64_t kMinRows = 8;
-// Below this many multiply-adds one piece is all the work: waking a thread costs more.
-constexpr int64_t kMinWork = 64 << 10;
+// A piece of work has so many multiply-adds, if there are as many: below, waking a thread and
+// beginning anew cost more than is won.
+constexpr int64_t kMinWork = 256 << 10;
 
 int64_t decode_unit(const LinearWeight& weight) {
   return weight.codec == nullptr ? 1 : weight.codec->decode_unit();
@@ -156,11 +157,26 @@ void int8_piece(const LinearWeight& weight, const Int8Rows& x, const Int8Cut& cu
   add_bias(weight, first, n_rows, y);
 }
 
-void linear_int8(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y) {
-  const Int8Cut cut(weight, x.rows);
-  const RoundedRows rounded(x, cut.tile.group);
-  parallel_for(weight.n_out, cut.piece, [&](int64_t begin, int64_t end) {
-    int8_piece(weight, rounded.view(), cut, begin, end - begin, y);
+bool is_int8(const LinearWeight& weight) {
+  return weight.codec != nullptr && weight.activations == Activations::kInt8;
+}
+
+// Rows of a product that a thread takes at once.
+struct Piece {
+  const Product* product;
+  int64_t first, n_rows;
+};
+
+void cut(const Product& product, int64_t piece, std::vector<Piece>& pieces) {
+  for (int64_t row = 0; row < product.weight->n_out; row += piece) {
+    pieces.push_back({&product, row, std::min(piece, product.weight->n_out - row)});
+  }
+}
+
+template <class Body>
+void for_pieces(const std::vector<Piece>& pieces, const Body& body) {
+  parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(pieces[static_cast<size_t>(i)]);
   });
 }
 
@@ -212,13 +228,43 @@ void decode_rows(const LinearWeight& weight, int64_t row, int64_t n_rows, float*
   }
 }
 
-void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y) {
-  QUERN_DCHECK(x.cols == weight.n_in && y.cols == weight.n_out && x.rows == y.rows);
-  if (weight.codec != nullptr && weight.activations == Activations::kInt8) {
-    return linear_int8(weight, x, y);
+void linear(std::span<const Product> products, MatrixView<const float> x) {
+  std::vector<Piece> pieces;
+  for (const Product& product : products) {
+    const LinearWeight& weight = *product.weight;
+    QUERN_DCHECK(x.cols == weight.n_in && product.y.cols == weight.n_out &&
+                 x.rows == product.y.rows);
+    if (!is_int8(weight)) cut(product, rows_per_piece(weight, x.rows), pieces);
   }
-  parallel_for(weight.n_out, rows_per_piece(weight, x.rows),
-               [&](int64_t begin, int64_t end) { linear_piece(weight, x, begin, end - begin, y); });
+  for_pieces(pieces, [&](const Piece& piece) {
+    linear_piece(*piece.product->weight, x, piece.first, piece.n_rows, piece.product->y);
+  });
+  // Weights of one group take the same rounded input.
+  std::vector<int64_t> groups;
+  for (const Product& product : products) {
+    if (!is_int8(*product.weight)) continue;
+    const int64_t group = product.weight->codec->panel_tile(x.cols).group;
+    if (std::find(groups.begin(), groups.end(), group) == groups.end()) groups.push_back(group);
+  }
+  for (const int64_t group : groups) {
+    const RoundedRows rounded(x, group);
+    pieces.clear();
+    for (const Product& product : products) {
+      if (!is_int8(*product.weight)) continue;
+      const Int8Cut how(*product.weight, x.rows);
+      if (how.tile.group == group) cut(product, how.piece, pieces);
+    }
+    for_pieces(pieces, [&](const Piece& piece) {
+      const LinearWeight& weight = *piece.product->weight;
+      int8_piece(weight, rounded.view(), Int8Cut(weight, x.rows), piece.first, piece.n_rows,
+                 piece.product->y);
+    });
+  }
+}
+
+void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y) {
+  const Product product{&weight, y};
+  linear({&product, 1}, x);
 }
 
 }  // namespace quern

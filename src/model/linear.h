@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "codecs/codec.h"
@@ -37,6 +38,14 @@ struct LinearWeight {
 // row, or of the integer product over its panel, so neither the batch nor the number of threads
 // matters.
 void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y);
+
+// Several products of one input, each as above, at the cost of one call: the input is rounded once,
+// and threads share all the work.
+struct Product {
+  const LinearWeight* weight;
+  MatrixView<float> y;
+};
+void linear(std::span<const Product> products, MatrixView<const float> x);
 
 // A coded weight in its codec's runtime form, if there is one, else as it is. `codec` must be that
 // of weight.codes. Where many rows are read for every token.

@@ -5,12 +5,16 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <new>
 #include <vector>
 
 #include "tensor/view.h"
 
 namespace quern {
+
+// Memory on a cache line; on huge pages, where the system has them, if there is enough of it that
+// the processor's table of pages would not reach.
+void* allocate_lines(size_t n_bytes);
+void free_lines(void* memory, size_t n_bytes);
 
 template <class T>
 struct CacheLineAllocator {
@@ -18,10 +22,8 @@ struct CacheLineAllocator {
   CacheLineAllocator() = default;
   template <class U>
   CacheLineAllocator(const CacheLineAllocator<U>&) {}  // NOLINT: rebinding must convert
-  T* allocate(size_t n) {
-    return static_cast<T*>(::operator new (n * sizeof(T), std::align_val_t{64}));
-  }
-  void deallocate(T* pointer, size_t) { ::operator delete (pointer, std::align_val_t{64}); }
+  T* allocate(size_t n) { return static_cast<T*>(allocate_lines(n * sizeof(T))); }
+  void deallocate(T* pointer, size_t n) { free_lines(pointer, n * sizeof(T)); }
   template <class U>
   bool operator==(const CacheLineAllocator<U>&) const {
     return true;
