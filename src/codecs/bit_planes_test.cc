@@ -97,10 +97,13 @@ TEST(BitPlanes, PanelsOfOneMagnitudeAreExact) {
     const Matrix<float> w = gaussian(kRows, kCols, 5);
     const CodedMatrix codes = code_matrix(*codec, w);
     const Matrix<float> w_hat = decode_matrix(*codec, codes);
-    const int64_t group = codec->panel_tile(kCols).group, n_groups = (kCols + group - 1) / group;
+    const auto form = codec->runtime_form(codes.view(), Reading::kPanels);
+    const Decoder& decoder = form == nullptr ? static_cast<const Decoder&>(*codec) : *form->decoder;
+    const CodesView view = form == nullptr ? codes.view() : form->codes.view();
+    const int64_t group = decoder.panel_tile(kCols).group, n_groups = (kCols + group - 1) / group;
     std::vector<uint8_t> levels(static_cast<size_t>(n_groups * group * 16));
     std::vector<float> scales(static_cast<size_t>(n_groups * 16));
-    codec->decode_panels(codes.view(), 0, kRows, 0, kCols, {levels.data(), scales.data(), 0, 0});
+    decoder.decode_panels(view, 0, kRows, 0, kCols, {levels.data(), scales.data(), 0, 0});
     for (int64_t i = 0; i < kRows; ++i) {
       for (int64_t j = 0; j < kCols; ++j) {
         const int level = levels[static_cast<size_t>((j / 4 * 16 + i) * 4 + j % 4)] - 128;

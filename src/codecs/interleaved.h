@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // interleaved: fixed-width codes with a scale per group of columns, in the order in which panels
 // (kernels/panels.h) want them. What the runtime reads in place of rows of such codes (int, float,
-// table, pvq's points): turning rows into panels for every token costs more than reading them from
-// memory. No file holds it, so it is in no list.
+// table, ternary, pvq's points): turning rows into panels for every token costs more than reading
+// them from memory. No file holds it, so it is in no list.
 //
 // Layout. Panels of 16 rows one after the other, columns padded to a multiple of 64. A code of
 //     1, 2, 4 or 8 bits            lies in `low`,

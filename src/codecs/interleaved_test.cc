@@ -61,6 +61,8 @@ TEST(Interleaved, TakesTheBytesOfTheCodes) {
                                    {"int(4)", 4.125},
                                    {"int(8)", 8.125},
                                    {"table(nf, 4)", 4.25},
+                                   {"ternary(64)", 2.25},
+                                   {"ternary(64, packing=planes)", 2.25},
                                    {"float(e2m3)", 6.125}}) {
     const auto codec = *make_codec(text);
     const CodedMatrix codes = code_matrix(*codec, gaussian_matrix(32, 256, 1));

@@ -21,12 +21,12 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 #include "base/checked.h"
+#include "base/parallel.h"
 #include "codecs/bit_planes.h"
 #include "codecs/claims.h"
-#include "codecs/code_panels.h"
+#include "codecs/interleaved.h"
 #include "codecs/magnitudes.h"
 #include "codecs/stored_scalars.h"
 #include "kernels/kernels.h"
@@ -53,7 +53,6 @@ constexpr ClaimRow kClaims[] = {
 };
 
 constexpr int kPerByte = 5;
-constexpr int64_t kPanelCols = 20;  // four bytes, five times four columns
 constexpr unsigned kPowers[kPerByte] = {1, 3, 9, 27, 81};
 
 unsigned get_trit(const uint8_t* row, int64_t col) {
@@ -163,48 +162,65 @@ class TernaryCodec final : public Codec {
     std::vector<float> scales(static_cast<size_t>(groups));
     for (int64_t i = row; i < row + n_rows; ++i, dst += codes.n_in) {
       load_scales(codes, i, 0, groups, scales.data());
-      const auto* stream =
-          reinterpret_cast<const uint8_t*>(codes.planes[0]) + i * row_bytes(codes.n_in);
+      const auto* stream = plane(codes, 0) + i * row_bytes(codes.n_in);
       decode_row({stream, scales.data(), codes.n_in, group}, dst);
     }
   }
 
-  // Exact.
-  PanelTile panel_tile(int64_t n_in) const override {
-    PanelTile tile = bits_.panel_tile(n_in);
-    if (is_packed_) tile.cols = std::lcm(tile.cols, kPanelCols);
-    return tile;
-  }
-
-  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
-                     int64_t n_cols, const MutablePanels& out) const override {
-    if (!bits_.has_panels(codes.n_in)) {
-      return Codec::decode_panels(codes, row, n_rows, col, n_cols, out);
-    }
-    if (!is_packed_) {
-      const auto scales_of = [this](const CodesView& c, int64_t i, int64_t first, int64_t n,
-                                    float* scales) { load_scales(c, i, first, n, scales); };
-      return bits_.decode_panels(codes, row, n_rows, col, n_cols, {0, 1, 0, -1}, scales_of, out);
-    }
-    const int64_t group = bits_.group_cols(codes.n_in), n = ceil_div(n_cols, group);
-    const int64_t in_panel = panel_group_of(group, codes.n_in), bytes = row_bytes(codes.n_in);
-    const auto write = kernels().isa == Isa::kAvx512 ? trits_panel_avx512 : trits_panel_ref;
-    thread_local std::vector<float> scales;
-    scales.resize(static_cast<size_t>(n * kPanelRows));
-    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
-      const int64_t height = std::min(kPanelRows, n_rows - r), p = r / kPanelRows;
-      const auto* stream = reinterpret_cast<const uint8_t*>(codes.planes[0]) + (row + r) * bytes;
-      write({stream + col / kPerByte, bytes, height, n_cols}, out.levels + p * out.levels_stride);
-      for (int64_t i = 0; i < height; ++i) {
-        load_scales(codes, row + r + i, col / group, n, scales.data() + i * n);
+  // Exact: two bits a weight.
+  std::shared_ptr<const RuntimeForm> runtime_form(const CodesView& codes,
+                                                  Reading reading) const override {
+    const int64_t n_in = codes.n_in;
+    if (reading != Reading::kPanels || !bits_.has_panels(n_in)) return nullptr;
+    InterleavedSource source;
+    source.spec = spec_;
+    source.n_out = codes.n_out;
+    source.bits = 2;
+    source.group = bits_.group_cols(n_in);
+    source.read_scales = [&](int64_t row, float* scales) {
+      load_scales(codes, row, 0, bits_.n_groups(n_in), scales);
+    };
+    Matrix<uint8_t> digits;
+    if (is_packed_) {
+      digits = read_digits(codes);
+      source.rows = {digits.data(), nullptr, 8, 0, n_in};
+      source.set_integers(1);
+    } else {
+      source.rows = {plane(codes, 0), plane(codes, 1), 1, 1, n_in};
+      constexpr int kOfBits[4] = {0, 1, 0, -1};
+      for (size_t code = 0; code < 4; ++code) {
+        source.values[code] = static_cast<float>(kOfBits[code]);
+        source.levels[code] = static_cast<uint8_t>(kPanelZero + kOfBits[code]);
       }
-      scale_panel(scales.data(), n, height, n_cols, group, in_panel,
-                  out.scales + p * out.scales_stride);
     }
+    return interleave(source);
   }
 
  private:
   static int64_t row_bytes(int64_t n_in) { return ceil_div<int64_t>(n_in, kPerByte); }
+  static const uint8_t* plane(const CodesView& codes, size_t i) {
+    return reinterpret_cast<const uint8_t*>(codes.planes[i]);
+  }
+
+  static Matrix<uint8_t> read_digits(const CodesView& codes) {
+    constexpr int64_t kRows = 16;
+    uint8_t of_byte[256][kPerByte];
+    for (unsigned i = 0; i < 256; ++i) {
+      const auto byte = static_cast<uint8_t>(i);
+      for (int k = 0; k < kPerByte; ++k) of_byte[i][k] = static_cast<uint8_t>(get_trit(&byte, k));
+    }
+    Matrix<uint8_t> digits(codes.n_out, codes.n_in);
+    parallel_for(codes.n_out, kRows, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const uint8_t* stream = plane(codes, 0) + i * row_bytes(codes.n_in);
+        for (int64_t j = 0; j < codes.n_in; j += kPerByte) {
+          const int64_t n = std::min<int64_t>(kPerByte, codes.n_in - j);
+          std::memcpy(digits.row(i) + j, of_byte[stream[j / kPerByte]], static_cast<size_t>(n));
+        }
+      }
+    });
+    return digits;
+  }
 
   double scale_of(std::span<WeighedValue> values) const {
     if (!is_absmean_) return split_magnitudes(values, InnerMagnitude::kZero).outer;
@@ -265,15 +281,6 @@ void trits_decode_row_ref(const TritRow& row, float* dst) {
     const float scale = row.scales[i / row.group];
     const float values[3] = {-scale, 0, scale};
     dst[i] = values[get_trit(row.codes, i)];
-  }
-}
-
-void trits_panel_ref(const TritPanel& rows, uint8_t* levels) {
-  for (int64_t r = 0; r < rows.n_rows; ++r) {
-    for (int64_t j = 0; j < rows.n_cols; ++j) {
-      levels[(j / 4 * kPanelRows + r) * 4 + j % 4] =
-          static_cast<uint8_t>(kPanelZero - 1 + get_trit(rows.codes + r * rows.stride, j));
-    }
   }
 }
 

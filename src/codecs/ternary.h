@@ -21,14 +21,4 @@ void trits_decode_row_ref(const TritRow& row, float* dst);
 void trits_decode_row_avx2(const TritRow& row, float* dst);
 void trits_decode_row_avx512(const TritRow& row, float* dst);
 
-// Columns of at most 16 rows in the integer form (kernels/panels.h): a level is the digit - 1.
-struct TritPanel {
-  const uint8_t*
-      codes;       // of the first row, from the byte of the first column, a multiple of 20, on
-  int64_t stride;  // bytes from a row to the next
-  int64_t n_rows, n_cols;
-};
-void trits_panel_ref(const TritPanel& rows, uint8_t* levels);
-void trits_panel_avx512(const TritPanel& rows, uint8_t* levels);
-
 }  // namespace quern

@@ -37,28 +37,6 @@ TEST(Ternary, FastDecodersHaveTheBitsOfTheReference) {
 }
 
 // All 243 bytes, written column by column in an order that is not that of the columns.
-TEST(Ternary, FastPanelsHaveTheBytesOfTheReference) {
-  if (!host_has(Isa::kAvx512)) GTEST_SKIP();
-  Random random(21);
-  for (const int64_t n_cols : {1, 4, 5, 19, 20, 21, 33, 100, 319, 320, 321, 640, 1001}) {
-    for (const int64_t n_rows : {1, 7, 16}) {
-      // The last byte is the last of its buffer, so that a sanitizer sees what reads further.
-      const int64_t n_bytes = (n_cols + 4) / 5, stride = n_bytes + 2;
-      std::vector<uint8_t> codes(static_cast<size_t>((n_rows - 1) * stride + n_bytes));
-      for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random.next());
-      const TritPanel rows{codes.data(), stride, n_rows, n_cols};
-      const int64_t n = (n_cols + 3) / 4 * 64;
-      std::vector<uint8_t> want(static_cast<size_t>(n)), got = want;
-      trits_panel_ref(rows, want.data());
-      trits_panel_avx512(rows, got.data());
-      for (int64_t i = 0; i < n; ++i) {
-        if (i / 64 * 4 + i % 4 >= n_cols || i / 4 % 16 >= n_rows) continue;
-        ASSERT_EQ(got[static_cast<size_t>(i)], want[static_cast<size_t>(i)]) << n_cols << ", " << i;
-      }
-    }
-  }
-}
-
 TEST(Ternary, FiveValuesAreFoundAgainInTheirByte) {
   const auto codec = *make_codec("ternary(0)");
   const int order[5] = {3, 0, 4, 1, 2};
