@@ -12,11 +12,12 @@ namespace quern {
 namespace {
 
 // Floats decoded at a time: for a few tokens they pass through the first cache once; for many they
-// stay in the second while the tokens go by. Never fewer rows than the dot kernel takes at once.
+// stay in the second while the tokens go by. Not fewer rows than the dot kernel takes at once, but
+// for one token, which reads each but once.
 constexpr int64_t kDecodedForFew = 4 << 10;
 constexpr int64_t kDecodedForMany = 64 << 10;
 constexpr int64_t kFewTokens = 8;
-constexpr int64_t kMinRows = 8;
+constexpr int64_t kMinRows = 8, kMinRowsForOne = 2;
 // A piece of work has so many multiply-adds, if there are as many: below, waking a thread and
 // beginning anew cost more than is won.
 constexpr int64_t kMinWork = 256 << 10;
@@ -27,7 +28,8 @@ int64_t decode_unit(const LinearWeight& weight) {
 
 int64_t rows_decoded(const LinearWeight& weight, int64_t n) {
   const int64_t floats = n <= kFewTokens ? kDecodedForFew : kDecodedForMany;
-  const int64_t rows = std::max(kMinRows, floats / std::max<int64_t>(1, weight.n_in));
+  const int64_t rows =
+      std::max(n == 1 ? kMinRowsForOne : kMinRows, floats / std::max<int64_t>(1, weight.n_in));
   return round_up(rows, decode_unit(weight));
 }
 
