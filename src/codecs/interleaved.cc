@@ -33,6 +33,7 @@ class InterleavedDecoder final : public Decoder {
         widths_(source.bits),
         bits_(source.bits),
         group_(source.group),
+        panel_group_(panel_group_of(source.group, source.rows.n_in)),
         has_zeros_(source.zeros != nullptr),
         scale_type_(scale_type),
         unit_(source.unit),
@@ -72,9 +73,7 @@ class InterleavedDecoder final : public Decoder {
     }
   }
 
-  PanelTile panel_tile(int64_t n_in) const override {
-    return row_tile(panel_group_of(group_, n_in), group_, n_in);
-  }
+  PanelTile panel_tile(int64_t n_in) const override { return row_tile(panel_group_, group_, n_in); }
 
   void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
                      int64_t n_cols, const MutablePanels& out) const override {
@@ -82,19 +81,19 @@ class InterleavedDecoder final : public Decoder {
     const auto write = isa == Isa::kAvx512 ? interleaved_levels_avx512
                        : isa == Isa::kAvx2 ? interleaved_levels_avx2
                                            : interleaved_levels_ref;
-    const int64_t in_panel = panel_group_of(group_, codes.n_in);
     const int64_t groups = ceil_div(codes.n_in, group_), n = ceil_div(n_cols, group_);
-    const int64_t n_quads = round_up(n_cols, in_panel) / 4;
-    thread_local std::vector<float> scales;
-    scales.resize(static_cast<size_t>(n * kPanelRows));
+    const int64_t n_quads = round_up(n_cols, panel_group_) / 4;
     for (int64_t p = 0; p < ceil_div(n_rows, kPanelRows); ++p) {
       const int64_t panel = row / kPanelRows + p;
+      const int64_t place = (panel * groups + col / group_) * kPanelRows;
+      prefetch_scales(codes, place + groups * kPanelRows, n * kPanelRows);
       write(panel_at(codes, panel, col), n_quads, out.levels + p * out.levels_stride);
-      load_scales(codes, (panel * groups + col / group_) * kPanelRows, n * kPanelRows,
-                  scales.data());
-      float* to = out.scales + p * out.scales_stride;
-      for (int64_t j = 0; j < n_cols; j += in_panel, to += kPanelRows) {
-        std::copy_n(scales.data() + j / group_ * kPanelRows, kPanelRows, to);
+      float* scales = out.scales + p * out.scales_stride;
+      load_scales(codes, place, n * kPanelRows, scales);
+      // From the last on: a codec's group is whole groups of the panel.
+      for (int64_t g = ceil_div(n_cols, panel_group_) - 1; g > 0 && panel_group_ < group_; --g) {
+        std::copy_n(scales + g * panel_group_ / group_ * kPanelRows, kPanelRows,
+                    scales + g * kPanelRows);
       }
     }
   }
@@ -141,6 +140,13 @@ class InterleavedDecoder final : public Decoder {
     std::memcpy(&half, codes.planes[1] + 2 * place, 2);
     return f16_to_float(half);
   }
+  // Those of the next panel: they are too few for the processor to see where they go.
+  void prefetch_scales(const CodesView& codes, int64_t place, int64_t n) const {
+    const int64_t size = dtype_bits(scale_type_) / 8;
+    for (int64_t i = 0; i < n * size; i += 64) {
+      __builtin_prefetch(codes.planes[1] + place * size + i);
+    }
+  }
   void load_scales(const CodesView& codes, int64_t place, int64_t n, float* scales) const {
     if (scale_type_ == DType::kF32) {
       std::memcpy(scales, codes.planes[1] + 4 * place, static_cast<size_t>(4 * n));
@@ -153,7 +159,7 @@ class InterleavedDecoder final : public Decoder {
   std::string spec_;
   Widths widths_;
   int bits_;
-  int64_t group_;
+  int64_t group_, panel_group_;
   bool has_zeros_;
   DType scale_type_;
   float unit_;
