@@ -41,7 +41,11 @@ Result<LinearWeight> ModelFiles::linear(const WeightId& id) const {
     QUERN_ASSIGN(weight.codes, find_codes(store_->checkpoint(), store_->stored_name(id), *coded));
     weight.codec = coded->codec.get();
     weight.activations = activations_;
-    return in_runtime_form(std::move(weight), *coded->codec);
+    weight = in_runtime_form(std::move(weight), *coded->codec);
+    if (weight.codec != coded->codec.get()) {
+      release_codes(store_->checkpoint(), store_->stored_name(id), *coded);
+    }
+    return weight;
   }
   const TensorInfo* tensor = store_->direct(id);
   if (tensor != nullptr && tensor->block_type == 0 && runs_as_stored(tensor->dtype)) {

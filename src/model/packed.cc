@@ -115,4 +115,13 @@ Result<CodesView> find_codes(const Checkpoint& checkpoint, const std::string& we
   return codes;
 }
 
+void release_codes(const Checkpoint& checkpoint, const std::string& weight,
+                   const PackedTensor& tensor) {
+  const auto planes = tensor.codec->planes(tensor.n_out, tensor.n_in);
+  for (size_t i = 0; planes && i < planes->size(); ++i) {
+    const TensorInfo* info = checkpoint.find(plane_name(weight, (*planes)[i]));
+    if (info != nullptr) checkpoint.release(*info);
+  }
+}
+
 }  // namespace quern

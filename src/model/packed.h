@@ -43,5 +43,8 @@ std::string plane_name(const std::string& weight, const PlaneSpec& plane);
 // The planes of a coded matrix in a checkpoint, with types and shapes checked.
 Result<CodesView> find_codes(const Checkpoint& checkpoint, const std::string& weight,
                              const PackedTensor& tensor);
+// Says that these will not be needed soon.
+void release_codes(const Checkpoint& checkpoint, const std::string& weight,
+                   const PackedTensor& tensor);
 
 }  // namespace quern
