@@ -72,7 +72,7 @@ void linear_piece(const LinearWeight& weight, MatrixView<const float> x, int64_t
 // Bytes of levels decoded at a time: for a few tokens they stay in the first cache, for many in the
 // second.
 constexpr int64_t kLevelsForFew = 16 << 10;
-constexpr int64_t kLevelsForMany = 256 << 10;
+constexpr int64_t kLevelsForMany = 128 << 10;
 constexpr int64_t kRowsForMany = 64;  // the kernel takes four panels at once
 
 // A stride for rows of n bytes so that neighbours lie in different sets of a cache: an odd number
