@@ -21,17 +21,16 @@
 // Layout. codes: U16 [n_out, ceil(n_in / 8)], 256 * row + signs (e8p.h). scales: F16 [n_out].
 // residual: U8 (bits=3) or U16 (bits=4) [n_out, ceil(n_in / 8)]. A last block of fewer weights is
 // padded with zeros.
-// Integer form (kernels/panels.h). At two bits a level is a quarter, exactly. With a residual it is
-// the eighth of one: p has whole levels, those of q are rounded.
+// Integer form (e8p_panels.h). At two bits a level is a quarter, exactly. With a residual it is the
+// eighth of one: p has whole levels, those of q are rounded.
 // Bits: bits + 16 / n_in. Search: all rows, exact. Reference: QuIP# (arXiv 2402.04396) section 4.
 #include "codecs/e8p.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "base/checked.h"
-#include "codecs/code_panels.h"
+#include "codecs/e8p_panels.h"
 #include "codecs/row_scale.h"
 
 namespace quern {
@@ -67,12 +66,6 @@ class E8pCodec final : public Codec {
         rate_(kRates[bits_ - 2]),
         tables_(e8p_tables()) {
     if (params.number("spread") > 0) rate_.spread = params.number("spread");
-    for (int i = 0; i < 64; ++i) {
-      const int quarters = i < 32 ? i : i - 64, unit = levels_per_quarter();
-      levels_.point[i] = static_cast<uint8_t>(kPanelZero + unit * quarters);
-      levels_.residual[i] = static_cast<uint8_t>(
-          static_cast<int>(std::nearbyint(static_cast<float>(unit * quarters) / rate_.ratio)));
-    }
   }
 
   std::string spec() const override { return spec_; }
@@ -126,32 +119,13 @@ class E8pCodec final : public Codec {
     }
   }
 
-  PanelTile panel_tile(int64_t n_in) const override {
-    return row_tile(panel_group_of(n_in, n_in), n_in, n_in);
-  }
-
-  void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
-                     int64_t n_cols, const MutablePanels& out) const override {
-    const E8pKernels& kernel = e8p_kernels(kernels().isa);
-    const int64_t group = panel_group_of(codes.n_in, codes.n_in);
-    const auto unit = 0.25f / static_cast<float>(levels_per_quarter());
-    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
-      const int64_t height = std::min(kPanelRows, n_rows - r), p = r / kPanelRows;
-      const E8pRow first = row_of(codes, row + r, col / kBlock, n_cols);
-      kernel.write_panel(tables_, levels_,
-                         {first.codes, first.residual, ceil_div(codes.n_in, kBlock), height,
-                          ceil_div(n_cols, kBlock), first.kind},
-                         out.levels + p * out.levels_stride);
-      float scales[kPanelRows];
-      for (int64_t i = 0; i < height; ++i) {
-        scales[i] = unit * row_scale(codes.planes[1], row + r + i);
-      }
-      scale_panel(scales, 1, height, n_cols, n_cols, group, out.scales + p * out.scales_stride);
-    }
+  std::shared_ptr<const RuntimeForm> runtime_form(const CodesView& codes,
+                                                  Reading reading) const override {
+    if (reading != Reading::kPanels) return nullptr;
+    return e8p_panel_form(spec_, rate_.residual, rate_.ratio, codes);
   }
 
  private:
-  int levels_per_quarter() const { return rate_.residual == E8pResidual::kNone ? 1 : 8; }
   int64_t residual_bytes() const { return rate_.residual == E8pResidual::kE8 ? 1 : 2; }
 
   // n weights of a row from block `block` on.
@@ -207,7 +181,6 @@ class E8pCodec final : public Codec {
   int bits_;
   Rate rate_;
   const E8pTables& tables_;
-  E8pLevels levels_;
 };
 
 constexpr std::string_view kExamples[] = {"e8p", "e8p(3)", "e8p(4)", "e8p(2, spread=0.9)"};

@@ -22,9 +22,6 @@ struct E8pTables {
   alignas(64) int8_t e8[256][8];      // the 256 points at one bit a weight
   alignas(64) float e8_rows[8][256];
   alignas(64) float e8_norms[256];
-  // The first and last four coordinates of e8 are half_points[.][halves[0 or 1][point]].
-  alignas(64) uint8_t halves[2][256];
-  alignas(64) int8_t half_points[4][64];
 };
 const E8pTables& e8p_tables();
 
@@ -44,36 +41,14 @@ struct E8pRow {
   E8pResidual kind;
 };
 
-// What quarters are in the integer form (kernels/panels.h): the level of a weight is
-// point[p] + residual[q] mod 256, for quarters p and q mod 64.
-struct E8pLevels {
-  alignas(64) uint8_t point[64], residual[64];
-};
-
-// Blocks of at most 16 rows.
-struct E8pBlocks {
-  const uint8_t* codes;  // as of E8pRow, of the first block of the first row
-  const uint8_t* residual;
-  int64_t stride;  // blocks from a row to the next
-  int64_t n_rows, n_blocks;
-  E8pResidual kind;
-};
-
 struct E8pKernels {
   // The code of the nearest point to each of n vectors y [n, 8]; of equally near ones the lowest
   // row, and the shift by +1/4. Any numbers give some code.
   void (*nearest)(const E8pTables& tables, const float* y, int64_t n, uint16_t* codes);
   void (*nearest_e8)(const E8pTables& tables, const float* y, int64_t n, uint8_t* codes);
   void (*decode_row)(const E8pTables& tables, const E8pRow& row, float* dst);
-  // Levels of the blocks, [round_up(n_blocks, 2) * 2][16][4]; those that are missing do not matter.
-  void (*write_panel)(const E8pTables& tables, const E8pLevels& levels, const E8pBlocks& blocks,
-                      uint8_t* panel);
 };
 const E8pKernels& e8p_kernels(Isa isa);
 extern const E8pKernels e8p_kernels_ref, e8p_kernels_avx2, e8p_kernels_avx512;
-void e8p_panel_ref(const E8pTables& tables, const E8pLevels& levels, const E8pBlocks& blocks,
-                   uint8_t* panel);
-void e8p_panel_avx512(const E8pTables& tables, const E8pLevels& levels, const E8pBlocks& blocks,
-                      uint8_t* panel);
 
 }  // namespace quern

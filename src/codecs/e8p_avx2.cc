@@ -68,6 +68,6 @@ void decode_row(const E8pTables& t, const E8pRow& row, float* dst) {
 }  // namespace
 
 const E8pKernels e8p_kernels_avx2 = {E8pSearch<Lanes>::nearest, E8pSearch<Lanes>::nearest_e8,
-                                     decode_row, e8p_panel_ref};
+                                     decode_row};
 
 }  // namespace quern

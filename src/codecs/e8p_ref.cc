@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The codebooks of e8p as published, and the scalar reference.
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstring>
 #include <string_view>
@@ -68,8 +67,6 @@ void fill_rows(E8pTables& t) {
   }
 }
 
-constexpr std::array<int, 4> kFour = {0, 1, 2, 3};
-
 // E8 of norm 2 at most, then 15 points of norm 4: 0; +-e_i +-e_j for i < j; +-1/2 with an even
 // number of minus signs; 2 e_0, -2 e_0, 2 e_1, ..., 2 e_7.
 void fill_e8(E8pTables& t) {
@@ -110,27 +107,6 @@ void fill_e8(E8pTables& t) {
   QUERN_CHECK(n_points == 256);
 }
 
-void fill_halves(E8pTables& t) {
-  int n_halves = 0;
-  for (int p = 0; p < 256; ++p) {
-    for (int h = 0; h < 2; ++h) {
-      const int8_t* half = t.e8[p] + 4 * h;
-      const auto is_half = [&](int id) {
-        return std::all_of(kFour.begin(), kFour.end(),
-                           [&](int i) { return t.half_points[i][id] == half[i]; });
-      };
-      int id = 0;
-      while (id < n_halves && !is_half(id)) ++id;
-      if (id == n_halves) {
-        QUERN_CHECK(n_halves < 64);
-        for (const int i : kFour) t.half_points[i][id] = half[i];
-        ++n_halves;
-      }
-      t.halves[h][p] = static_cast<uint8_t>(id);
-    }
-  }
-}
-
 unsigned code_at(const uint8_t* codes, int64_t i) {
   uint16_t code;
   std::memcpy(&code, codes + 2 * i, 2);
@@ -156,30 +132,11 @@ void decode_row(const E8pTables& t, const E8pRow& row, float* dst) {
 
 }  // namespace
 
-void e8p_panel_ref(const E8pTables& t, const E8pLevels& levels, const E8pBlocks& blocks,
-                   uint8_t* panel) {
-  for (int64_t r = 0; r < blocks.n_rows; ++r) {
-    for (int64_t b = 0; b < blocks.n_blocks; ++b) {
-      const int64_t place = r * blocks.stride + b;
-      int8_t point[8], residual[8] = {};
-      e8p_point(t, code_at(blocks.codes, place), point);
-      if (blocks.kind == E8pResidual::kE8) std::memcpy(residual, t.e8[blocks.residual[place]], 8);
-      if (blocks.kind == E8pResidual::kE8p) e8p_point(t, code_at(blocks.residual, place), residual);
-      for (int64_t i = 0; i < 8; ++i) {
-        unsigned level = levels.point[point[i] & 63];
-        if (blocks.kind != E8pResidual::kNone) level += levels.residual[residual[i] & 63];
-        panel[((2 * b + i / 4) * kPanelRows + r) * 4 + i % 4] = static_cast<uint8_t>(level);
-      }
-    }
-  }
-}
-
 const E8pTables& e8p_tables() {
   static const E8pTables* const tables = [] {
     static E8pTables filled;
     fill_rows(filled);
     fill_e8(filled);
-    fill_halves(filled);
     return &filled;
   }();
   return *tables;
@@ -197,7 +154,7 @@ void e8p_point(const E8pTables& tables, unsigned code, int8_t point[8]) {
 }
 
 const E8pKernels e8p_kernels_ref = {E8pSearch<Lanes>::nearest, E8pSearch<Lanes>::nearest_e8,
-                                    decode_row, e8p_panel_ref};
+                                    decode_row};
 
 const E8pKernels& e8p_kernels(Isa isa) {
   if (isa == Isa::kAvx512) return e8p_kernels_avx512;

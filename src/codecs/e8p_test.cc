@@ -10,9 +10,12 @@
 #include <limits>
 #include <map>
 #include <set>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "base/float_types.h"
+#include "codecs/e8p_panels.h"
 #include "codecs/test_matrices.h"
 
 namespace quern {
@@ -194,50 +197,78 @@ TEST(E8p, EveryFastDecoderHasTheBitsOfTheReference) {
   }
 }
 
-TEST(E8p, FastPanelsHaveTheBytesOfTheReference) {
+TEST(E8p, FastLinesHaveTheBytesOfTheReference) {
   if (!host_has(Isa::kAvx512)) GTEST_SKIP();
-  std::vector<uint8_t> bytes(2 * 16 * 200);
   Random random(11);
-  for (uint8_t& b : bytes) b = static_cast<uint8_t>(random.next());
-  E8pLevels levels;
-  for (uint8_t& level : levels.point) level = static_cast<uint8_t>(random.next());
-  for (uint8_t& level : levels.residual) level = static_cast<uint8_t>(random.next());
-  for (const E8pResidual kind : {E8pResidual::kNone, E8pResidual::kE8, E8pResidual::kE8p}) {
-    for (const int64_t n_blocks : {1, 2, 7, 31, 32, 33, 64, 65, 130}) {
-      for (const int64_t n_rows : {1, 5, 16}) {
-        // The last code is the last of its buffer, so that what reads further is found out.
-        const int64_t stride = n_blocks + 3, n = (n_rows - 1) * stride + n_blocks;
-        const std::vector<uint8_t> codes(bytes.end() - 2 * n, bytes.end());
-        const std::vector<uint8_t> residual(bytes.begin(),
-                                            bytes.begin() + (kind == E8pResidual::kE8 ? n : 2 * n));
-        const E8pBlocks blocks{codes.data(), residual.data(), stride, n_rows, n_blocks, kind};
-        std::vector<uint8_t> want(static_cast<size_t>(n_blocks + 1) * 128), got = want;
-        e8p_panel_ref(e8p_tables(), levels, blocks, want.data());
-        e8p_panel_avx512(e8p_tables(), levels, blocks, got.data());
-        for (int64_t i = 0; i < n_blocks * 128; ++i) {
-          if (i / 4 % 16 >= n_rows) continue;
-          ASSERT_EQ(got[i], want[i]) << n_blocks << " blocks, byte " << i;
-        }
-      }
+  const auto bytes_of = [&](int64_t n) {
+    std::vector<uint8_t> bytes(static_cast<size_t>(n));
+    for (uint8_t& b : bytes) b = static_cast<uint8_t>(random.next());
+    return bytes;
+  };
+  E8pPanelTables tables[2];
+  for (uint8_t& byte : std::span(reinterpret_cast<uint8_t*>(tables), sizeof(tables))) {
+    byte = static_cast<uint8_t>(random.next());
+  }
+  for (const int64_t n : {1, 2, 5}) {
+    for (const E8pResidual kind : {E8pResidual::kNone, E8pResidual::kE8, E8pResidual::kE8p}) {
+      const auto codes = bytes_of(n * e8p_n_lines(kind) * kE8pLine);  // exact, for sanitizers
+      const E8pLines lines{&tables[0], kind == E8pResidual::kNone ? nullptr : &tables[1], kind,
+                           codes.data(), n};
+      std::vector<uint8_t> want(static_cast<size_t>(512 * n)), got = want;
+      e8p_lines_ref(lines, want.data());
+      e8p_lines_avx512(lines, got.data());
+      EXPECT_EQ(got, want) << n << " lines";
     }
   }
 }
 
-TEST(E8p, PanelsOfTwoBitsAreExact) {
-  const auto codec = *make_codec("e8p");
-  auto codes = *CodedMatrix::create(*codec, 16, 64);
-  const MutableCodes planes = codes.mutable_view();
-  Random random(12);
-  for (int i = 0; i < 16 * 8 * 2; ++i) planes.planes[0][i] = static_cast<std::byte>(random.next());
-  for (int i = 0; i < 16; ++i) planes.planes[1][2 * i + 1] = static_cast<std::byte>(0x30 + i / 4);
-  std::vector<float> w(16 * 64), scales(16);
-  std::vector<uint8_t> levels(16 * 64);
-  codec->decode(codes.view(), 0, 16, w.data());
-  codec->decode_panels(codes.view(), 0, 16, 0, 64, {levels.data(), scales.data(), 1024, 16});
-  for (int r = 0; r < 16; ++r) {
-    for (int j = 0; j < 64; ++j) {
-      const int level = levels[(j / 4 * 16 + r) * 4 + j % 4] - 128;
-      EXPECT_EQ(w[r * 64 + j], scales[r] * static_cast<float>(level));
+// All codes: levels of the form by the definition of the points, and their values are the codec's.
+TEST(E8p, PanelsHaveTheLevelsOfTheirPoints) {
+  constexpr int64_t kRows = 256, kCols = 2048, kBlocks = kCols / 8;
+  for (int bits = 2; bits <= 4; ++bits) {
+    const auto codec = *make_codec("e8p(" + std::to_string(bits) + ")");
+    CodedMatrix codes = *CodedMatrix::create(*codec, kRows, kCols);
+    const MutableCodes planes = codes.mutable_view();
+    std::vector<uint16_t> points(kRows * kBlocks), residual(points);
+    for (size_t i = 0; i < points.size(); ++i) {
+      points[i] = static_cast<uint16_t>(i);
+      residual[i] = static_cast<uint16_t>(40503 * i);  // odd: all of them
+      std::memcpy(planes.planes[0] + 2 * i, &points[i], 2);
+      if (bits == 3) planes.planes[2][i] = static_cast<std::byte>(residual[i]);
+      if (bits == 4) std::memcpy(planes.planes[2] + 2 * i, &residual[i], 2);
+    }
+    for (int64_t i = 0; i < kRows; ++i) {
+      const uint16_t half = float_to_f16(0.25f + 0.125f * static_cast<float>(i));
+      std::memcpy(planes.planes[1] + 2 * i, &half, 2);
+    }
+    const auto form = codec->runtime_form(codes.view(), Reading::kPanels);
+    ASSERT_NE(form, nullptr);
+    EXPECT_EQ(form->codes.n_bytes(), codes.n_bytes());
+    EXPECT_EQ(decode_matrix(*form->decoder, form->codes), decode_matrix(*codec, codes));
+    const int64_t group = form->decoder->panel_tile(kCols).group;
+    std::vector<uint8_t> levels(kCols * kPanelRows);
+    std::vector<float> scales(static_cast<size_t>(kCols / group * kPanelRows));
+    for (int64_t row = 0; row < kRows; row += kPanelRows) {
+      form->decoder->decode_panels(form->codes.view(), row, kPanelRows, 0, kCols,
+                                   {levels.data(), scales.data(), 0, 0});
+      for (int64_t i = 0; i < kCols * kPanelRows; ++i) {
+        const int64_t r = i / 4 % 16, j = i / 64 * 4 + i % 4;
+        const auto block = static_cast<size_t>((row + r) * kBlocks + j / 8);
+        int8_t point[8], rest[8];
+        e8p_point(e8p_tables(), points[block], point);
+        int level = kPanelZero + (bits == 2 ? 1 : 8) * point[j % 8];
+        if (bits == 3) {
+          const int quarters = e8p_tables().e8[residual[block] & 255][j % 8];
+          level += static_cast<int>(std::nearbyint(static_cast<float>(8 * quarters) / 2.04f));
+        }
+        if (bits == 4) {
+          e8p_point(e8p_tables(), residual[block], rest);
+          level += static_cast<int>(std::nearbyint(static_cast<float>(8 * rest[j % 8]) / 3.45f));
+        }
+        ASSERT_EQ(levels[static_cast<size_t>(i)], level & 255) << bits << " bits, " << i;
+        ASSERT_EQ(scales[static_cast<size_t>(j / group * 16 + r)],
+                  (0.25f + 0.125f * static_cast<float>(row + r)) / (bits == 2 ? 4 : 32));
+      }
     }
   }
 }

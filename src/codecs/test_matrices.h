@@ -37,7 +37,7 @@ inline CodedMatrix code_matrix(const Codec& codec, const Matrix<float>& w) {
   return codes;
 }
 
-inline Matrix<float> decode_matrix(const Codec& codec, const CodedMatrix& codes) {
+inline Matrix<float> decode_matrix(const Decoder& codec, const CodedMatrix& codes) {
   Matrix<float> w(codes.n_out(), codes.n_in());
   codec.decode(codes.view(), 0, codes.n_out(), w.data());
   return w;
