@@ -7,6 +7,7 @@
 // the loop is built around it: the totals of 16 rows and a panel stay in registers while groups go
 // by, and levels of weights become signed first, so that no dot needs an offset.
 #include <algorithm>
+#include <utility>
 
 #include "kernels/intrinsics.h"
 #include "kernels/tables.h"
@@ -61,14 +62,38 @@ struct Shape {
     weights += shape.group * kPanelRows;                    \
   } while (false)
 
-inline void add_scaled(const Dots& dots, const float* w_scales, const float* x_scales,
-                       int64_t n_groups, __m512 (&totals)[kTile]) {
+// Inlined, and with literal indices, so that the totals are registers: as an array that the
+// instructions of tiles might touch they would live in memory.
+template <size_t... kRows>
+[[gnu::always_inline]] inline void add_scaled(const Dots& dots, const float* w_scales,
+                                              const float* x_scales, int64_t n_groups,
+                                              __m512 (&totals)[kTile],
+                                              std::index_sequence<kRows...>) {
   const __m512 scale = _mm512_loadu_ps(w_scales);
-  for (int r = 0; r < kTile; ++r) {
-    const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[r * n_groups]));
-    totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(dots[r])), both, totals[r]);
-  }
+  ((totals[kRows] = _mm512_fmadd_ps(
+        _mm512_cvtepi32_ps(_mm512_load_si512(dots[kRows])),
+        _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[static_cast<int64_t>(kRows) * n_groups])),
+        totals[kRows])),
+   ...);
 }
+
+template <size_t... kRows>
+[[gnu::always_inline]] inline void load_totals(const float (*sums)[kPanelRows],
+                                               __m512 (&totals)[kTile],
+                                               std::index_sequence<kRows...>) {
+  ((totals[kRows] = _mm512_load_ps(sums[kRows])), ...);
+}
+
+template <size_t... kRows>
+[[gnu::always_inline]] inline void store_totals(const __m512 (&totals)[kTile],
+                                                float (*sums)[kPanelRows],
+                                                std::index_sequence<kRows...>) {
+  (_mm512_store_ps(sums[kRows], totals[kRows]), ...);
+}
+
+#define QUERN_ADD(kGroup, kDots)                                                               \
+  add_scaled(dots[kDots], w_scales + (kGroup)*kPanelRows, x_scales + (kGroup), shape.n_groups, \
+             totals, kAll)
 
 // 16 rows and a panel through `count` groups. Three groups are under way: one multiplies, the dots
 // of the one before leave, and those of the one before that, which have reached the cache by then,
@@ -77,34 +102,33 @@ void add_groups(const Shape& shape, int64_t count, const int8_t* rows, const flo
                 const int8_t* weights, const float* w_scales, float (*sums)[kPanelRows]) {
   alignas(64) Dots dots[2];
   __m512 totals[kTile];
-  for (int r = 0; r < kTile; ++r) totals[r] = _mm512_load_ps(sums[r]);
-  const auto add = [&](int64_t g) {
-    add_scaled(dots[g % 2], w_scales + g * kPanelRows, x_scales + g, shape.n_groups, totals);
-  };
+  constexpr std::make_index_sequence<kTile> kAll;
+  load_totals(sums, totals, kAll);
   int64_t g = 0;
   for (; g + 2 <= count; g += 2) {
     QUERN_MULTIPLY(0, 4, 6);
     if (g > 0) {
       _tile_stored(1, dots[1], 64);
-      add(g - 2);
+      QUERN_ADD(g - 2, 0);
     }
     QUERN_MULTIPLY(1, 5, 7);
     _tile_stored(0, dots[0], 64);
-    if (g > 0) add(g - 1);
+    if (g > 0) QUERN_ADD(g - 1, 1);
   }
   if (g > 0) {
     _tile_stored(1, dots[1], 64);
-    add(g - 2);
-    add(g - 1);
+    QUERN_ADD(g - 2, 0);
+    QUERN_ADD(g - 1, 1);
   }
   if (g < count) {
     QUERN_MULTIPLY(0, 4, 6);
     _tile_stored(0, dots[0], 64);
-    add(g);
+    QUERN_ADD(g, 0);
   }
-  for (int r = 0; r < kTile; ++r) _mm512_store_ps(sums[r], totals[r]);
+  store_totals(totals, sums, kAll);
 }
 #undef QUERN_MULTIPLY
+#undef QUERN_ADD
 
 inline __mmask16 rows_of(const Panels& w, int64_t panel) {
   const int64_t left = w.n_rows - panel * kPanelRows;
