@@ -254,7 +254,7 @@ void expect_panels_of_decoded(const Decoder& codec, const CodesView& codes) {
 
 TEST(Conformance, PanelsAreWhatDecodeGivesRounded) {
   for_each_example([](const Codec& codec) {
-    for (const int64_t width : {1, 31, 100, 256}) {
+    for (const int64_t width : {1, 31, 100, 136, 256}) {
       const int64_t tile_rows = codec.panel_tile(width).rows;
       const int64_t n_rows = width == 256 && tile_rows > kPanelRows ? tile_rows + 5 : 21;
       if (!codec.planes(n_rows, width)) continue;

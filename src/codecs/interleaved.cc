@@ -82,7 +82,8 @@ class InterleavedDecoder final : public Decoder {
                        : isa == Isa::kAvx2 ? interleaved_levels_avx2
                                            : interleaved_levels_ref;
     const int64_t groups = ceil_div(codes.n_in, group_), n = ceil_div(n_cols, group_);
-    const int64_t n_quads = round_up(n_cols, panel_group_) / 4;
+    // Not to the end of a panel's group, which may lie past the columns that rows are padded to.
+    const int64_t n_quads = round_up<int64_t>(n_cols, 16) / 4;
     for (int64_t p = 0; p < ceil_div(n_rows, kPanelRows); ++p) {
       const int64_t panel = row / kPanelRows + p;
       const int64_t place = (panel * groups + col / group_) * kPanelRows;
