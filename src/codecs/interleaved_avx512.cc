@@ -8,7 +8,7 @@ namespace quern {
 namespace {
 
 // Ahead of the line in use: the panels of a piece follow each other.
-constexpr int64_t kAhead = 4096;
+constexpr int64_t kAhead = 6144;
 
 // The zeros of 16 rows, each in the four bytes of its row.
 inline __m512i spread_zeros(const uint8_t* zeros) {
