@@ -54,21 +54,20 @@ constexpr int64_t kHeightUnit = 64;
 constexpr int kPeriod = 8;        // weights of 8 * bits bits together, a whole number
 constexpr float kLargest = 1024;  // targets beyond are far out of reach of the levels
 
-// 2^(-i / 16)
-constexpr float kSteps[16] = {1.0f,        0.95760328f, 0.91700404f, 0.87812608f,
-                              0.84089642f, 0.80524517f, 0.77110541f, 0.73841307f,
-                              0.70710678f, 0.67712777f, 0.64841978f, 0.62092891f,
-                              0.59460356f, 0.56939432f, 0.54525387f, 0.52213689f};
-
 float scale_of(float base, std::byte code) {
   static const auto factors = [] {
     std::array<float, 256> all{};
     for (int i = 0; i < 255; ++i) {
-      all[static_cast<size_t>(i)] = std::ldexp(kSteps[i % 16], -(i / 16));
+      all[static_cast<size_t>(i)] = std::ldexp(kTrellisSteps[i % 16], -(i / 16));
     }
     return all;
   }();
   return base * factors[std::to_integer<size_t>(code)];
+}
+
+// Of 16 rows, of which n exist.
+void panel_scales(float base, const std::byte* codes, int64_t n, float* scales) {
+  for (int64_t i = 0; i < kPanelRows; ++i) scales[i] = i < n ? scale_of(base, codes[i]) : 0;
 }
 
 // The code of the nearest scale, by ratio.
@@ -165,16 +164,16 @@ class TrellisCodec final : public Codec {
 
   void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
                      int64_t n_cols, const MutablePanels& out) const override {
-    const auto levels_of = kernels().isa == Isa::kAvx512 && n_cols % 4 == 0 ? trellis_levels_avx512
-                                                                            : trellis_levels_ref;
+    const bool is_avx512 = kernels().isa == Isa::kAvx512;
+    const auto levels_of =
+        is_avx512 && n_cols % 4 == 0 ? trellis_levels_avx512 : trellis_levels_ref;
+    const auto scales_of = is_avx512 ? trellis_scales_avx512 : panel_scales;
     const int64_t group = panel_tile(codes.n_in).group, n_groups = ceil_div(n_cols, group);
     const float base = base_of(codes);
     for (int64_t p = 0; p * kPanelRows < n_rows; ++p) {
       float* scales = out.scales + p * out.scales_stride;
-      for (int64_t i = 0; i < kPanelRows; ++i) {
-        const int64_t r = p * kPanelRows + i;
-        scales[i] = r < n_rows ? scale_of(base, codes.planes[1][row + r]) : 0;
-      }
+      const int64_t r = p * kPanelRows;
+      scales_of(base, codes.planes[1] + row + r, std::min(kPanelRows, n_rows - r), scales);
       for (int64_t g = 1; g < n_groups; ++g)
         std::copy_n(scales, kPanelRows, scales + g * kPanelRows);
     }

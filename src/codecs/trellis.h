@@ -2,6 +2,7 @@
 // The seam between the trellis codec and its decoders.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "codecs/trellis_code.h"
@@ -24,6 +25,15 @@ void trellis_decode_ref(const TrellisCode& code, const TrellisStrip& strip, int6
 // Needs AVX-512 VBMI.
 void trellis_decode_avx512(const TrellisCode& code, const TrellisStrip& strip, int64_t first,
                            int64_t n, float* dst);
+
+// 2^(-i / 16). Code s of a scale stands for base * kTrellisSteps[s % 16] * 2^-(s / 16), 255 for 0.
+inline constexpr float kTrellisSteps[16] = {1.0f,        0.95760328f, 0.91700404f, 0.87812608f,
+                                            0.84089642f, 0.80524517f, 0.77110541f, 0.73841307f,
+                                            0.70710678f, 0.67712777f, 0.64841978f, 0.62092891f,
+                                            0.59460356f, 0.56939432f, 0.54525387f, 0.52213689f};
+
+// The scales of a panel, of whose 16 rows n exist.
+void trellis_scales_avx512(float base, const std::byte* codes, int64_t n, float* scales);
 
 // Levels of rows [row, row + n_rows) of the strip, from a multiple of 16 on, and columns
 // [col, col + n_cols) as panels (see kernels/panels.h): value + 128 where the strip has a weight.
