@@ -65,9 +65,10 @@ float scale_of(float base, std::byte code) {
   return base * factors[std::to_integer<size_t>(code)];
 }
 
-// Of 16 rows, of which n exist.
-void panel_scales(float base, const std::byte* codes, int64_t n, float* scales) {
-  for (int64_t i = 0; i < kPanelRows; ++i) scales[i] = i < n ? scale_of(base, codes[i]) : 0;
+void scales_ref(float base, const std::byte* codes, int64_t n, float* scales, int64_t stride) {
+  for (int64_t i = 0; i < round_up(n, kPanelRows); ++i) {
+    scales[i / kPanelRows * stride + i % kPanelRows] = i < n ? scale_of(base, codes[i]) : 0;
+  }
 }
 
 // The code of the nearest scale, by ratio.
@@ -167,13 +168,11 @@ class TrellisCodec final : public Codec {
     const bool is_avx512 = kernels().isa == Isa::kAvx512;
     const auto levels_of =
         is_avx512 && n_cols % 4 == 0 ? trellis_levels_avx512 : trellis_levels_ref;
-    const auto scales_of = is_avx512 ? trellis_scales_avx512 : panel_scales;
+    (is_avx512 ? trellis_scales_avx512 : scales_ref)(base_of(codes), codes.planes[1] + row, n_rows,
+                                                     out.scales, out.scales_stride);
     const int64_t group = panel_tile(codes.n_in).group, n_groups = ceil_div(n_cols, group);
-    const float base = base_of(codes);
-    for (int64_t p = 0; p * kPanelRows < n_rows; ++p) {
+    for (int64_t p = 0; n_groups > 1 && p * kPanelRows < n_rows; ++p) {
       float* scales = out.scales + p * out.scales_stride;
-      const int64_t r = p * kPanelRows;
-      scales_of(base, codes.planes[1] + row + r, std::min(kPanelRows, n_rows - r), scales);
       for (int64_t g = 1; g < n_groups; ++g)
         std::copy_n(scales, kPanelRows, scales + g * kPanelRows);
     }

@@ -32,8 +32,9 @@ inline constexpr float kTrellisSteps[16] = {1.0f,        0.95760328f, 0.91700404
                                             0.70710678f, 0.67712777f, 0.64841978f, 0.62092891f,
                                             0.59460356f, 0.56939432f, 0.54525387f, 0.52213689f};
 
-// The scales of a panel, of whose 16 rows n exist.
-void trellis_scales_avx512(float base, const std::byte* codes, int64_t n, float* scales);
+// The scales of n rows as panels, `stride` apart; zero for what the last one has above them.
+void trellis_scales_avx512(float base, const std::byte* codes, int64_t n, float* scales,
+                           int64_t stride);
 
 // Levels of rows [row, row + n_rows) of the strip, from a multiple of 16 on, and columns
 // [col, col + n_cols) as panels (see kernels/panels.h): value + 128 where the strip has a weight.

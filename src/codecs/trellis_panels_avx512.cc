@@ -115,10 +115,12 @@ class Levels {
     __m512i hash[4];
     for (int i = 0; i < 4; ++i) hash[i] = _mm512_madd_epi16(windows[i], multiplier_);
     in_a_row(hash);
-    // The bits below 16 count, the index uppermost.
-    const __m512i index = _mm512_mask_blend_epi16(
-        0xaaaaaaaau, _mm512_permutex2var_epi8(hash[0], upper_bytes_, hash[1]),
-        _mm512_permutex2var_epi8(hash[2], upper_bytes_, hash[3]));
+    // The bits below 16 count, the index uppermost. Bytes that a permutation leaves out keep what
+    // they are to take in the next.
+    const __m512i of_two =
+        _mm512_mask2_permutex2var_epi8(hash[0], upper_bytes_, 0x3333333333333333u, hash[1]);
+    const __m512i index =
+        _mm512_mask2_permutex2var_epi8(hash[2], of_two, 0xccccccccccccccccu, hash[3]);
     return at(kLevelBits == 8 ? index : _mm512_srli_epi16(index, 8 - kLevelBits));
   }
 
@@ -183,8 +185,8 @@ class Decoder {
         window_(window),
         n_panels_((window.n_rows + kPanelRows - 1) / kPanelRows),
         column_bits_(strip.height / 8 * code.eighths) {
-    for (int64_t p = 0; p < n_panels_; ++p) {
-      const int64_t bit = bit_of(p, 0);
+    int64_t bit = bit_of(0, 0);
+    for (int64_t p = 0; p < n_panels_; ++p, bit += 2 * code.eighths) {
       const Chunk& chunk = chunk_at(bit);
       places_[p] = {(bit / 32 - 1) * 4, chunk.bytes, chunk.shifts};
       if constexpr (kSource == Source::kTwoWords) {
@@ -210,9 +212,10 @@ class Decoder {
         write_with_care(j, table, levels, stride);
         continue;
       }
+      const uint8_t* stream = strip_.words + column;
       uint8_t* to = levels;
       for (const Place *place = places_, *last = places_ + n_panels_; place < last; ++place) {
-        const uint8_t* words = strip_.words + column + place->byte;
+        const uint8_t* words = stream + place->byte;
         const __m512i bytes = _mm512_load_si512(place->bytes);
         const __m512i shifts = _mm512_load_si512(place->shifts);
         __m512i windows[4];
@@ -277,15 +280,18 @@ void levels_avx512(const TrellisCode& code, const TrellisStrip& strip, const Tre
 
 }  // namespace
 
-void trellis_scales_avx512(float base, const std::byte* codes, int64_t n, float* scales) {
-  const auto exists = static_cast<__mmask16>((1u << n) - 1);
-  const __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(exists, codes));
-  const __m512 exponent = _mm512_cvtepi32_ps(_mm512_srli_epi32(code, 4));
-  const __m512 factor =
-      _mm512_maskz_scalef_ps(_mm512_cmpneq_epi32_mask(code, _mm512_set1_epi32(255)),
-                             _mm512_permutexvar_ps(code, _mm512_loadu_ps(kTrellisSteps)),
-                             _mm512_sub_ps(_mm512_setzero_ps(), exponent));
-  _mm512_storeu_ps(scales, _mm512_maskz_mul_ps(exists, _mm512_set1_ps(base), factor));
+void trellis_scales_avx512(float base, const std::byte* codes, int64_t n, float* scales,
+                           int64_t stride) {
+  const __m512 steps = _mm512_loadu_ps(kTrellisSteps);
+  for (; n > 0; n -= kPanelRows, codes += kPanelRows, scales += stride) {
+    const auto exists = static_cast<__mmask16>(n >= kPanelRows ? 0xffffu : (1u << n) - 1);
+    const __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(exists, codes));
+    const __m512 exponent = _mm512_cvtepi32_ps(_mm512_srli_epi32(code, 4));
+    const __m512 factor = _mm512_maskz_scalef_ps(
+        _mm512_cmpneq_epi32_mask(code, _mm512_set1_epi32(255)), _mm512_permutexvar_ps(code, steps),
+        _mm512_sub_ps(_mm512_setzero_ps(), exponent));
+    _mm512_storeu_ps(scales, _mm512_maskz_mul_ps(exists, _mm512_set1_ps(base), factor));
+  }
 }
 
 void trellis_levels_avx512(const TrellisCode& code, const TrellisStrip& strip,
