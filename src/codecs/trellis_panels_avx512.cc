@@ -200,7 +200,8 @@ class Decoder {
     const int64_t n_bytes = 4 * strip_.n_words, column_bytes = column_bits_ / 8;
     const int64_t begin = places_[0].byte;
     const int64_t end = places_[n_panels_ - 1].byte + 3 * column_bytes + 32;
-    const int64_t used = n_panels_ * 2 * code_.eighths / 8;  // bytes of a column
+    // Bytes of a column to be fetched: those of these rows, or all of them with the first.
+    const int64_t used = window_.row == 0 ? column_bytes : n_panels_ * 2 * code_.eighths / 8;
     for (int64_t j = 0; j < window_.n_cols; j += 4, levels += 64) {
       const int64_t column = (window_.col + j) * column_bytes;
       // The next window is where the stream goes on.
