@@ -192,6 +192,11 @@ class Decoder {
       if constexpr (kSource == Source::kTwoWords) {
         places_[p].shifts = (code.eighths == 16 ? kShifts2 : kShifts1[bit % 32 / 16]).at;
       }
+      for (int64_t i = 0; i < 4 && column_bits_ % 32 != 0; ++i) {
+        const int64_t first = bit + i * column_bits_;
+        uneven_places_[p][i] = {(first / 32 - 1) * 4, chunk_at(first).bytes,
+                                chunk_at(first).shifts};
+      }
     }
   }
 
@@ -199,7 +204,8 @@ class Decoder {
     const Levels<kLevelBits> table(code_);
     const int64_t n_bytes = 4 * strip_.n_words, column_bytes = column_bits_ / 8;
     const int64_t begin = places_[0].byte;
-    const int64_t end = places_[n_panels_ - 1].byte + 3 * column_bytes + 32;
+    const int64_t end = places_[n_panels_ - 1].byte + 3 * column_bytes + 36;
+    const bool is_even = column_bits_ % 32 == 0;
     // Bytes of a column to be fetched: those of these rows, or all of them with the first.
     const int64_t used = window_.row == 0 ? column_bytes : n_panels_ * 2 * code_.eighths / 8;
     for (int64_t j = 0; j < window_.n_cols; j += 4, levels += 64) {
@@ -209,11 +215,16 @@ class Decoder {
       for (int64_t k = 0; k < used; k += 64, next += 64) {
         for (int64_t i = 0; i < 4; ++i) _mm_prefetch(next + i * column_bytes, _MM_HINT_T0);
       }
-      if (column_bits_ % 32 != 0 || column + begin < 0 || column + end > n_bytes) {
+      const bool is_whole_words = is_even || window_.col % 4 == 0;
+      if (!is_whole_words || column + begin < 0 || column + end > n_bytes) {
         write_with_care(j, table, levels, stride);
         continue;
       }
       const uint8_t* stream = strip_.words + column;
+      if (!is_even) {
+        write_uneven(stream, table, levels, stride);
+        continue;
+      }
       uint8_t* to = levels;
       for (const Place *place = places_, *last = places_ + n_panels_; place < last; ++place) {
         const uint8_t* words = stream + place->byte;
@@ -242,6 +253,21 @@ class Decoder {
     return j * column_bits_ + (window_.row + p * kPanelRows) / 8 * code_.eighths;
   }
 
+  // Four columns, the first of which begins with a word.
+  void write_uneven(const uint8_t* stream, const Levels<kLevelBits>& table, uint8_t* levels,
+                    int64_t stride) const {
+    for (int64_t p = 0; p < n_panels_; ++p) {
+      __m512i windows[4];
+      for (int64_t i = 0; i < 4; ++i) {
+        const Place& place = uneven_places_[p][i];
+        const __m512i lanes =
+            load_lanes<Source::kEightWords>(stream + place.byte, _mm512_load_si512(place.bytes));
+        windows[i] = _mm512_multishift_epi64_epi8(_mm512_load_si512(place.shifts), lanes);
+      }
+      _mm512_storeu_si512(levels + p * stride, table.of(windows));
+    }
+  }
+
   // Four columns; words may be missing, and columns begin within words.
   void write_with_care(int64_t j, const Levels<kLevelBits>& table, uint8_t* levels,
                        int64_t stride) const {
@@ -264,6 +290,7 @@ class Decoder {
   const TrellisWindow& window_;
   int64_t n_panels_, column_bits_;
   Place places_[kMostPanels];
+  Place uneven_places_[kMostPanels][4];  // of each column, where columns begin within words
 };
 
 template <int kLevelBits, Source kSource>
