@@ -3,7 +3,9 @@
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace quern {
 
@@ -40,6 +42,17 @@ inline uint16_t float_to_f16(float value) {
   }
   const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
   return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+// Number i of halves that lie anywhere.
+inline float half_at(const std::byte* halves, int64_t i) {
+  uint16_t half;
+  std::memcpy(&half, halves + 2 * i, 2);
+  return f16_to_float(half);
+}
+inline void put_half(std::byte* halves, int64_t i, float value) {
+  const uint16_t half = float_to_f16(value);
+  std::memcpy(halves + 2 * i, &half, 2);
 }
 
 }  // namespace quern

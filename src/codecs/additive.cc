@@ -124,8 +124,8 @@ class AdditiveCodec final : public Codec {
     }
     return additive_scales_part(coded(codes), [codes](std::span<const float> scales) {
       for (size_t row = 0; row < scales.size(); ++row) {
-        const uint16_t half = float_to_f16(std::clamp(scales[row], 0.0f, kLargestHalf));
-        std::memcpy(codes.planes[2] + 2 * row, &half, 2);
+        put_half(codes.planes[2], static_cast<int64_t>(row),
+                 std::clamp(scales[row], 0.0f, kLargestHalf));
       }
     });
   }

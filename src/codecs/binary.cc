@@ -15,7 +15,6 @@
 // References: XNOR-Net (arXiv 1603.05279) section 3.1; OneBit (arXiv 2402.11295) section 3.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "base/float_types.h"
 #include "base/parallel.h"
@@ -97,8 +96,7 @@ RankOne rank_one_of_magnitudes(MatrixView<const float> w) {
 void put_halves(const std::vector<double>& values, double factor, std::byte* halves) {
   for (size_t i = 0; i < values.size(); ++i) {
     const auto value = static_cast<float>(std::min<double>(values[i] * factor, kLargestHalf));
-    const uint16_t half = float_to_f16(value);
-    std::memcpy(halves + 2 * i, &half, 2);
+    put_half(halves, static_cast<int64_t>(i), value);
   }
 }
 

@@ -176,8 +176,7 @@ class CodebookCodec final : public Codec {
     });
     const CodebookFactors factors = codebook_factors(tables, rank_);
     for (int64_t i = 0; i < rank_ * k_; ++i) {
-      const uint16_t half = float_to_f16(static_cast<float>(factors.basis.data()[i]));
-      std::memcpy(codes.planes[3] + 2 * i, &half, 2);
+      put_half(codes.planes[3], i, static_cast<float>(factors.basis.data()[i]));
     }
     for (int64_t g = 0; g < down * across; ++g) {
       put_bytes(factors.coefficients.row(g), rank_, g, codes);
@@ -360,11 +359,7 @@ class CodebookCodec final : public Codec {
     const int64_t group = group_cols(n_in);
     return row / rows_ * ceil_div(n_in, group) + col / group;
   }
-  static float scale_of(const CodesView& codes, int64_t g) {
-    uint16_t half;
-    std::memcpy(&half, codes.planes[2] + 2 * g, 2);
-    return f16_to_float(half);
-  }
+  static float scale_of(const CodesView& codes, int64_t g) { return half_at(codes.planes[2], g); }
 
   Table table_of(const CodesView& codes, int64_t g) const {
     Table table{scale_of(codes, g), CodebookPoints(k_, dim_)};
@@ -374,9 +369,8 @@ class CodebookCodec final : public Codec {
         table.points.at(c, t) = static_cast<float>(bytes[(g * k_ + c) * dim_ + t]);
       }
       for (int64_t r = 0; r < rank_; ++r) {
-        uint16_t half;
-        std::memcpy(&half, codes.planes[3] + 2 * (r * k_ + c), 2);
-        table.points.at(c, 0) += static_cast<float>(bytes[g * rank_ + r]) * f16_to_float(half);
+        table.points.at(c, 0) +=
+            static_cast<float>(bytes[g * rank_ + r]) * half_at(codes.planes[3], r * k_ + c);
       }
     }
     return table;

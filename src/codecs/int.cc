@@ -32,9 +32,7 @@
 #include "codecs/int.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "base/checked.h"
@@ -83,17 +81,6 @@ float stored_scale(double scale) {
   if (!(std::abs(scale) > 0)) return 0;
   const float half = half_of(scale);
   return half != 0 ? half : std::copysign(0x1p-24f, static_cast<float>(scale));
-}
-
-float half_at(const std::byte* halves, int64_t i) {
-  uint16_t half;
-  std::memcpy(&half, halves + 2 * i, 2);
-  return f16_to_float(half);
-}
-
-void put_half(std::byte* halves, int64_t i, float value) {
-  const uint16_t half = float_to_f16(value);
-  std::memcpy(halves + 2 * i, &half, 2);
 }
 
 // Both as stored.

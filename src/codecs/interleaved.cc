@@ -137,9 +137,7 @@ class InterleavedDecoder final : public Decoder {
 
   float scale_at(const CodesView& codes, int64_t place) const {
     if (scale_type_ == DType::kF32) return reinterpret_cast<const float*>(codes.planes[1])[place];
-    uint16_t half;
-    std::memcpy(&half, codes.planes[1] + 2 * place, 2);
-    return f16_to_float(half);
+    return half_at(codes.planes[1], place);
   }
   // Those of the next panel: they are too few for the processor to see where they go.
   void prefetch_scales(const CodesView& codes, int64_t place, int64_t n) const {
@@ -207,8 +205,7 @@ void InterleavedDecoder::write_panel(const InterleavedSource& source, int64_t pa
       if (scale_type_ == DType::kF32) {
         reinterpret_cast<float*>(codes.planes[1])[place] = scale;
       } else {
-        const uint16_t half = float_to_f16(scale);
-        std::memcpy(codes.planes[1] + 2 * place, &half, 2);
+        put_half(codes.planes[1], place, scale);
       }
       if (has_zeros_) {
         codes.planes[zeros_plane()][place] =

@@ -310,9 +310,7 @@ class KashinCodec final : public Codec {
   Magnitudes magnitudes_of(const CodesView& codes, int64_t row, int64_t first, int64_t n) const {
     Magnitudes magnitudes;
     for (int64_t k = first; k < first + n; ++k) {
-      uint16_t half;
-      std::memcpy(&half, codes.planes[2] + 2 * (row * (n_u() + n_v()) + k), 2);
-      magnitudes.push_back(f16_to_float(half));
+      magnitudes.push_back(half_at(codes.planes[2], row * (n_u() + n_v()) + k));
     }
     return magnitudes;
   }

@@ -133,8 +133,7 @@ class QtipCodec final : public Codec {
     std::memcpy(codes.planes[1], &scale, 4);
     for (int64_t i = 0; i < w.rows && has_rows_; ++i) {
       const double ratio = largest > 0 ? rms[static_cast<size_t>(i)] / largest : 0;
-      const uint16_t half = float_to_f16(static_cast<float>(ratio));
-      std::memcpy(codes.planes[2] + 2 * i, &half, 2);
+      put_half(codes.planes[2], i, static_cast<float>(ratio));
     }
     if (code_ == QtipCode::kHyb) {
       std::memcpy(codes.planes.back(), qtip_hyb_table().data(), 4 * kQtipTableSize);
@@ -188,9 +187,7 @@ class QtipCodec final : public Codec {
     float scale;
     std::memcpy(&scale, codes.planes[1], 4);
     if (!has_rows_) return scale;
-    uint16_t half;
-    std::memcpy(&half, codes.planes[2] + 2 * i, 2);
-    return scale * f16_to_float(half);
+    return scale * half_at(codes.planes[2], i);
   }
 
   void encode_tile(MatrixView<const float> w, int64_t row, int64_t col, const MutableCodes& codes,

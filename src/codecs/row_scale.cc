@@ -22,10 +22,6 @@ void fit_row_scales(const MatrixSource& source, double mse, double spread, std::
   }
 }
 
-float row_scale(const std::byte* scales, int64_t row) {
-  uint16_t half;
-  std::memcpy(&half, scales + 2 * row, 2);
-  return f16_to_float(half);
-}
+float row_scale(const std::byte* scales, int64_t row) { return half_at(scales, row); }
 
 }  // namespace quern

@@ -119,11 +119,14 @@ class RoundedRows {
 
 // How a product is cut.
 struct Int8Cut {
+  const Product* product;
   PanelTile tile;
   int64_t piece;       // rows that a thread takes
   int64_t rows, cols;  // decoded at a time
 
-  Int8Cut(const LinearWeight& weight, int64_t n) : tile(weight.codec->panel_tile(weight.n_in)) {
+  Int8Cut(const Product& of, int64_t n)
+      : product(&of), tile(of.weight->codec->panel_tile(of.weight->n_in)) {
+    const LinearWeight& weight = *of.weight;
     const bool is_few = n <= kFewTokens;
     const int64_t padded = round_up(weight.n_in, tile.group);
     const int64_t tile_cols = tile.cols == 0 ? padded : tile.cols;
@@ -136,8 +139,9 @@ struct Int8Cut {
 };
 
 // y[:, first .. first + n_rows) for one piece of rows.
-void int8_piece(const LinearWeight& weight, const Int8Rows& x, const Int8Cut& cut, int64_t first,
-                int64_t n_rows, MatrixView<float> y) {
+void int8_piece(const Int8Cut& cut, const Int8Rows& x, int64_t first, int64_t n_rows) {
+  const LinearWeight& weight = *cut.product->weight;
+  const MatrixView<float> y = cut.product->y;
   const int64_t levels_stride = cut.cols * kPanelRows;
   const int64_t scales_stride = cut.cols / cut.tile.group * kPanelRows;
   const auto n_panels = static_cast<size_t>(ceil_div(cut.rows, kPanelRows));
@@ -166,12 +170,13 @@ bool is_int8(const LinearWeight& weight) {
 // Rows of a product that a thread takes at once.
 struct Piece {
   const Product* product;
+  const Int8Cut* how;  // null: in float
   int64_t first, n_rows;
 };
 
-void cut(const Product& product, int64_t piece, std::vector<Piece>& pieces) {
+void cut(const Product& product, const Int8Cut* how, int64_t piece, std::vector<Piece>& pieces) {
   for (int64_t row = 0; row < product.weight->n_out; row += piece) {
-    pieces.push_back({&product, row, std::min(piece, product.weight->n_out - row)});
+    pieces.push_back({&product, how, row, std::min(piece, product.weight->n_out - row)});
   }
 }
 
@@ -232,34 +237,31 @@ void decode_rows(const LinearWeight& weight, int64_t row, int64_t n_rows, float*
 
 void linear(std::span<const Product> products, MatrixView<const float> x) {
   std::vector<Piece> pieces;
+  std::vector<Int8Cut> cuts;
   for (const Product& product : products) {
     const LinearWeight& weight = *product.weight;
     QUERN_DCHECK(x.cols == weight.n_in && product.y.cols == weight.n_out &&
                  x.rows == product.y.rows);
-    if (!is_int8(weight)) cut(product, rows_per_piece(weight, x.rows), pieces);
+    if (is_int8(weight)) {
+      cuts.emplace_back(product, x.rows);
+    } else {
+      cut(product, nullptr, rows_per_piece(weight, x.rows), pieces);
+    }
   }
   for_pieces(pieces, [&](const Piece& piece) {
     linear_piece(*piece.product->weight, x, piece.first, piece.n_rows, piece.product->y);
   });
   // Weights of one group take the same rounded input.
-  std::vector<int64_t> groups;
-  for (const Product& product : products) {
-    if (!is_int8(*product.weight)) continue;
-    const int64_t group = product.weight->codec->panel_tile(x.cols).group;
-    if (std::find(groups.begin(), groups.end(), group) == groups.end()) groups.push_back(group);
-  }
-  for (const int64_t group : groups) {
-    const RoundedRows rounded(x, group);
+  std::stable_sort(cuts.begin(), cuts.end(),
+                   [](const Int8Cut& a, const Int8Cut& b) { return a.tile.group < b.tile.group; });
+  for (auto first = cuts.begin(), next = first; first != cuts.end(); first = next) {
     pieces.clear();
-    for (const Product& product : products) {
-      if (!is_int8(*product.weight)) continue;
-      const Int8Cut how(*product.weight, x.rows);
-      if (how.tile.group == group) cut(product, how.piece, pieces);
+    for (; next != cuts.end() && next->tile.group == first->tile.group; ++next) {
+      cut(*next->product, &*next, next->piece, pieces);
     }
+    const RoundedRows rounded(x, first->tile.group);
     for_pieces(pieces, [&](const Piece& piece) {
-      const LinearWeight& weight = *piece.product->weight;
-      int8_piece(weight, rounded.view(), Int8Cut(weight, x.rows), piece.first, piece.n_rows,
-                 piece.product->y);
+      int8_piece(*piece.how, rounded.view(), piece.first, piece.n_rows);
     });
   }
 }
