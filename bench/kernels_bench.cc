@@ -22,6 +22,7 @@
 #include "linalg/cholesky.h"
 #include "model/synthetic.h"
 #include "tensor/matrix.h"
+#include "transforms/basis.h"
 
 namespace quern {
 namespace {
@@ -131,7 +132,7 @@ void register_rows(const KernelTable& table, const std::string& suffix) {
                         float* x) { t.activate_gated(Activation::kSilu, gain.data(), 4096, x); }},
       {"gelu", [](const KernelTable& t, float* x) { t.activate(Activation::kGelu, 4096, x); }},
       {"softmax", [](const KernelTable& t, float* x) { t.softmax(1, 4096, x, nullptr); }},
-      {"fwht", [](const KernelTable& t, float* x) { t.fwht(12, 1.0f / 64, x); }},
+      {"fwht", [](const KernelTable& t, float* x) { t.fwht(12, nullptr, 1.0f / 64, x); }},
       {"axpy_rows_32x64x128",
        [](const KernelTable& t, float* x) {
          t.axpy_rows(matrix.data(), 64, 32, matrix.data(), 128, 64, 128, x, 128);
@@ -185,13 +186,43 @@ void attention(benchmark::State& state) {
   state.counters["KV B/s"] = rate(4.0 * static_cast<double>(n_ctx * d_head));
 }
 
-template <class T>
 void hadamard_rows(benchmark::State& state) {
   const auto plan = HadamardPlan::make(state.range(0));
-  Matrix<T> x(8, state.range(0));
+  Matrix<double> x(8, state.range(0));
   x(0, 0) = 1;
   for (auto _ : state) plan->apply_rows(x.view());
   state.counters["elements/s"] = rate(static_cast<double>(8 * state.range(0)));
+}
+
+// Operators as the runtime applies them, row after row: rows that lie in the first cache.
+void online(benchmark::State& state, const Chain& chain, int64_t n) {
+  constexpr int64_t kRows = 4;
+  AlignedVector<float> x = gaussian(kRows * n, 1);
+  for (auto _ : state) {
+    for (int64_t i = 0; i < kRows; ++i) chain.apply(x.data() + i * n, n);
+    benchmark::ClobberMemory();
+  }
+  state.counters["elements/s"] = rate(static_cast<double>(kRows * n));
+}
+
+void register_online() {
+  const auto add = [](const std::string& name, int64_t n, std::unique_ptr<Operator> signs,
+                      Result<std::unique_ptr<Operator>> op) {
+    const auto chain = std::make_shared<Chain>();
+    if (signs != nullptr) chain->add(std::move(signs));
+    chain->add(*std::move(op));
+    benchmark::RegisterBenchmark(name.c_str(),
+                                 [chain, n](auto& state) { online(state, *chain, n); });
+  };
+  for (int64_t n : {512, 2048, 4096, 5632, 11008}) {
+    add(fmt::format("online/hadamard/{}", n), n, nullptr, make_hadamard(n));
+    add(fmt::format("online/rht/{}", n), n, make_signs(n, 0, 0), make_hadamard(n));
+  }
+  const int64_t heads[][2] = {{8, 64}, {32, 64}, {32, 128}, {40, 128}};
+  for (const auto& [n_heads, d_head] : heads) {
+    add(fmt::format("online/head_axis/{}x{}", n_heads, d_head), n_heads * d_head, nullptr,
+        make_head_axis(n_heads, d_head));
+  }
 }
 
 void gram(benchmark::State& state) {
@@ -317,9 +348,9 @@ void register_all() {
       ->Args({512, 512})
       ->Args({512, 4096});
   for (int64_t n : {4096, 5120, 11008}) {
-    benchmark::RegisterBenchmark("hadamard/float", hadamard_rows<float>)->Arg(n);
-    benchmark::RegisterBenchmark("hadamard/double", hadamard_rows<double>)->Arg(n);
+    benchmark::RegisterBenchmark("hadamard/double", hadamard_rows)->Arg(n);
   }
+  register_online();
   benchmark::RegisterBenchmark("gram", gram)->Arg(1024)->Arg(4096);
 }
 

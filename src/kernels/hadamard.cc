@@ -54,27 +54,37 @@ Result<HadamardPlan> HadamardPlan::make_as(int64_t n, int64_t k, std::string_vie
   plan.construction_ = construction;
   plan.signs_ = *std::move(signs);
   if (k == 1) return plan;
-  plan.factors_.resize(plan.signs_.size());
-  plan.factors_transposed_.resize(plan.signs_.size());
-  for (int64_t i = 0; i < k; ++i) {
-    for (int64_t j = 0; j < k; ++j) {
-      const float sign = plan.signs_[static_cast<size_t>(i * k + j)];
-      plan.factors_[static_cast<size_t>(i * k + j)] = sign;
-      plan.factors_transposed_[static_cast<size_t>(j * k + i)] = sign;
-    }
-  }
+  plan.factor_ = factor_of(plan.signs_, k, false);
+  plan.transposed_ = factor_of(plan.signs_, k, true);
   return plan;
 }
 
-// The operator over the first axis of [n, width], in the order of operations that apply_rows has
-// too: butterflies, times 1 / sqrt(n), sums over Had_K in ascending order.
-template <class T>
+HadamardPlan::Factor HadamardPlan::factor_of(const std::vector<int8_t>& signs, int64_t k,
+                                             bool is_transposed) {
+  QUERN_CHECK(k % 4 == 0);  // as Hadamard matrices of an order above two
+  Factor factor;
+  for (int64_t i = 0; i < k; ++i) {
+    for (int64_t j = 0; j < k; ++j) {
+      factor.rows.push_back(signs[static_cast<size_t>(is_transposed ? j * k + i : i * k + j)]);
+    }
+    const double* row = factor.rows.data() + i * k;
+    for (int64_t j = 0; j < k; j += 4) {
+      unsigned pattern = 0;
+      for (int64_t b = 1; b < 4; ++b) pattern |= row[j + b] != row[j] ? 1u << (b - 1) : 0u;
+      factor.sign.push_back(static_cast<float>(row[j]));
+      factor.pattern.push_back(static_cast<uint8_t>(pattern));
+    }
+  }
+  return factor;
+}
+
+// The operator over the first axis of [n, width] in double.
 struct HadamardAxis {
   const HadamardPlan& plan;
-  const std::vector<float>& factors;  // [k, k]
-  int64_t width, stride;              // of the rows of x
+  const std::vector<double>& factors;  // [k, k]
+  int64_t width, stride;               // of the rows of x
 
-  void butterflies(T* x, int64_t count) const {
+  void butterflies(double* x, int64_t count) const {
     int64_t h = 1;
     if (width == 1 && stride == 1 && count >= 8) {
       for (int64_t i = 0; i < count; i += 8) butterflies_of_8(x + i);
@@ -94,13 +104,13 @@ struct HadamardAxis {
   }
 
   // h = 1, 2, 4 in registers.
-  static void butterflies_of_8(T* x) {
-    T v[8];
+  static void butterflies_of_8(double* x) {
+    double v[8];
     for (int i = 0; i < 8; i += 2) {
       v[i] = x[i] + x[i + 1];
       v[i + 1] = x[i] - x[i + 1];
     }
-    T u[8];
+    double u[8];
     for (int i = 0; i < 8; i += 4) {
       for (int j = i; j < i + 2; ++j) {
         u[j] = v[j] + v[j + 2];
@@ -113,17 +123,17 @@ struct HadamardAxis {
     }
   }
 
-  static void butterfly(T* __restrict a, T* __restrict b, int64_t n) {
+  static void butterfly(double* __restrict a, double* __restrict b, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
-      const T sum = a[i] + b[i];
+      const double sum = a[i] + b[i];
       b[i] = a[i] - b[i];
       a[i] = sum;
     }
   }
 
-  void apply(T* x) const {
+  void apply(double* x) const {
     const int64_t inner = plan.n_ / plan.k_;
-    const T scale = static_cast<T>(1 / std::sqrt(static_cast<double>(plan.n_)));
+    const double scale = 1 / std::sqrt(static_cast<double>(plan.n_));
     for (int64_t i = 0; i < plan.k_; ++i) butterflies(x + i * inner * stride, inner);
     for (int64_t r = 0; r < plan.n_; ++r) {
       for (int64_t c = 0; c < width; ++c) x[r * stride + c] *= scale;
@@ -132,8 +142,8 @@ struct HadamardAxis {
   }
 
   // x <- (Had_K (x) I) x.
-  void mix(T* x, int64_t inner) const {
-    AlignedVector<T> source(static_cast<size_t>(plan.n_ * width));
+  void mix(double* x, int64_t inner) const {
+    AlignedVector<double> source(static_cast<size_t>(plan.n_ * width));
     for (int64_t r = 0; r < plan.n_; ++r)
       std::copy_n(x + r * stride, width, source.data() + r * width);
     const bool is_dense = stride == width;  // then the inner rows are one
@@ -147,27 +157,26 @@ struct HadamardAxis {
   }
 
   // to[c] = sum_j sign[j] from[j * ld + c] for c < n, eight columns in registers at a time.
-  void sum_rows(const float* sign, const T* from, int64_t ld, int64_t n, T* to) const {
+  void sum_rows(const double* sign, const double* from, int64_t ld, int64_t n, double* to) const {
     constexpr int kBlock = 8;
     int64_t c = 0;
     for (; c + kBlock <= n; c += kBlock) {
-      T sum[kBlock] = {};
+      double sum[kBlock] = {};
       for (int64_t j = 0; j < plan.k_; ++j) {
-        const T s = static_cast<T>(sign[j]);
-        for (int l = 0; l < kBlock; ++l) sum[l] = sum[l] + s * from[j * ld + c + l];
+        for (int l = 0; l < kBlock; ++l) sum[l] = sum[l] + sign[j] * from[j * ld + c + l];
       }
       std::copy_n(sum, kBlock, to + c);
     }
     for (; c < n; ++c) {
-      T sum = 0;
-      for (int64_t j = 0; j < plan.k_; ++j) sum = sum + static_cast<T>(sign[j]) * from[j * ld + c];
+      double sum = 0;
+      for (int64_t j = 0; j < plan.k_; ++j) sum = sum + sign[j] * from[j * ld + c];
       to[c] = sum;
     }
   }
 
   // Rows of x as [n, width] each.
-  static void rows(const HadamardPlan& plan, const std::vector<float>& factors, MatrixView<T> x,
-                   int64_t width) {
+  static void rows(const HadamardPlan& plan, const std::vector<double>& factors,
+                   MatrixView<double> x, int64_t width) {
     QUERN_CHECK(x.cols == plan.n_ * width);
     const HadamardAxis axis{plan, factors, width, width};
     parallel_for(x.rows, grain(x.cols), [&](int64_t begin, int64_t end) {
@@ -175,8 +184,8 @@ struct HadamardAxis {
     });
   }
 
-  static void columns(const HadamardPlan& plan, const std::vector<float>& factors,
-                      MatrixView<T> w) {
+  static void columns(const HadamardPlan& plan, const std::vector<double>& factors,
+                      MatrixView<double> w) {
     QUERN_CHECK(w.rows == plan.n_);
     parallel_for(w.cols, kStrip, [&](int64_t begin, int64_t end) {
       HadamardAxis{plan, factors, end - begin, w.stride}.apply(w.data + begin);
@@ -184,53 +193,73 @@ struct HadamardAxis {
   }
 };
 
-void HadamardPlan::rows_of_floats(MatrixView<float> x, const std::vector<float>& factors,
-                                  const KernelTable& table) const {
-  QUERN_CHECK(x.cols == n_);
-  const int64_t inner = n_ / k_;
+// Rows of [n, width] each.
+struct HadamardPlan::Rows {
+  const Factor& factor;
+  const KernelTable& table;
+  int64_t width = 1;
+  const float* signs = nullptr;  // for a width of 1
+};
+
+void HadamardPlan::rows_of_floats(MatrixView<float> x, const Rows& how) const {
+  QUERN_CHECK(x.cols == n_ * how.width);
+  const int64_t inner = n_ / k_ * how.width;
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(n_)));
-  parallel_for(x.rows, grain(n_), [&](int64_t begin, int64_t end) {
-    AlignedVector<float> source(k_ > 1 ? static_cast<size_t>(n_) : 0);
+  const HadamardTerms terms{k_, how.factor.sign.data(), how.factor.pattern.data()};
+  parallel_for(x.rows, grain(x.cols), [&](int64_t begin, int64_t end) {
+    AlignedVector<float> source(k_ > 1 ? static_cast<size_t>(x.cols) : 0);
     for (int64_t r = begin; r < end; ++r) {
       float* row = x.row(r);
-      for (int64_t i = 0; i < k_; ++i) table.fwht(log2_inner_, scale, row + i * inner);
-      if (k_ == 1) continue;
-      std::copy_n(row, n_, source.data());
-      std::fill_n(row, n_, 0.0f);
-      table.axpy_rows(factors.data(), k_, k_, source.data(), inner, k_, inner, row, inner);
+      if (k_ > 1) std::copy_n(row, x.cols, source.data());
+      float* part = k_ > 1 ? source.data() : row;
+      for (int64_t i = 0; i < k_; ++i, part += inner) {
+        if (how.width > 1) {
+          how.table.fwht_rows(log2_inner_, how.width, scale, part);
+        } else {
+          how.table.fwht(log2_inner_, how.signs == nullptr ? nullptr : how.signs + i * inner, scale,
+                         part);
+        }
+      }
+      if (k_ > 1) how.table.hadamard_mix(terms, source.data(), inner, row);
     }
   });
 }
 
 void HadamardPlan::apply_rows(MatrixView<float> x, const KernelTable& table) const {
-  rows_of_floats(x, factors_, table);
+  rows_of_floats(x, {factor_, table});
+}
+void HadamardPlan::apply_signed_rows(MatrixView<float> x, const float* signs,
+                                     const KernelTable& table) const {
+  rows_of_floats(x, {factor_, table, 1, signs});
 }
 void HadamardPlan::apply_rows_transposed(MatrixView<float> x, const KernelTable& table) const {
-  rows_of_floats(x, factors_transposed_, table);
+  rows_of_floats(x, {transposed_, table});
 }
 void HadamardPlan::apply_rows(MatrixView<double> x) const {
-  HadamardAxis<double>::rows(*this, factors_, x, 1);
+  HadamardAxis::rows(*this, factor_.rows, x, 1);
 }
 void HadamardPlan::apply_rows_transposed(MatrixView<double> x) const {
-  HadamardAxis<double>::rows(*this, factors_transposed_, x, 1);
+  HadamardAxis::rows(*this, transposed_.rows, x, 1);
 }
 void HadamardPlan::apply_columns(MatrixView<double> w) const {
-  HadamardAxis<double>::columns(*this, factors_, w);
+  HadamardAxis::columns(*this, factor_.rows, w);
 }
 void HadamardPlan::apply_columns_transposed(MatrixView<double> w) const {
-  HadamardAxis<double>::columns(*this, factors_transposed_, w);
+  HadamardAxis::columns(*this, transposed_.rows, w);
 }
-void HadamardPlan::apply_heads(MatrixView<float> x, int64_t d_head) const {
-  HadamardAxis<float>::rows(*this, factors_, x, d_head);
+void HadamardPlan::apply_heads(MatrixView<float> x, int64_t d_head,
+                               const KernelTable& table) const {
+  rows_of_floats(x, {factor_, table, d_head});
 }
 void HadamardPlan::apply_heads(MatrixView<double> x, int64_t d_head) const {
-  HadamardAxis<double>::rows(*this, factors_, x, d_head);
+  HadamardAxis::rows(*this, factor_.rows, x, d_head);
 }
-void HadamardPlan::apply_heads_transposed(MatrixView<float> x, int64_t d_head) const {
-  HadamardAxis<float>::rows(*this, factors_transposed_, x, d_head);
+void HadamardPlan::apply_heads_transposed(MatrixView<float> x, int64_t d_head,
+                                          const KernelTable& table) const {
+  rows_of_floats(x, {transposed_, table, d_head});
 }
 void HadamardPlan::apply_heads_transposed(MatrixView<double> x, int64_t d_head) const {
-  HadamardAxis<double>::rows(*this, factors_transposed_, x, d_head);
+  HadamardAxis::rows(*this, transposed_.rows, x, d_head);
 }
 
 Matrix<double> HadamardPlan::to_dense() const {

@@ -43,6 +43,9 @@ class HadamardPlan {
   // X <- X M^T and X <- X M for rows of n values; rows are shared out among threads. Floats have
   // the same bits at every ISA (the one of `table` runs).
   void apply_rows(MatrixView<float> x, const KernelTable& table = kernels()) const;
+  // X <- X diag(signs) M^T, signs [n] of +1 and -1.
+  void apply_signed_rows(MatrixView<float> x, const float* signs,
+                         const KernelTable& table = kernels()) const;
   void apply_rows(MatrixView<double> x) const;
   void apply_rows_transposed(MatrixView<float> x, const KernelTable& table = kernels()) const;
   void apply_rows_transposed(MatrixView<double> x) const;
@@ -53,9 +56,10 @@ class HadamardPlan {
 
   // Every row is [n, d_head] and is multiplied over its first axis: X <- X (M (x) I)^T, X (M (x)
   // I).
-  void apply_heads(MatrixView<float> x, int64_t d_head) const;
+  void apply_heads(MatrixView<float> x, int64_t d_head, const KernelTable& table = kernels()) const;
   void apply_heads(MatrixView<double> x, int64_t d_head) const;
-  void apply_heads_transposed(MatrixView<float> x, int64_t d_head) const;
+  void apply_heads_transposed(MatrixView<float> x, int64_t d_head,
+                              const KernelTable& table = kernels()) const;
   void apply_heads_transposed(MatrixView<double> x, int64_t d_head) const;
 
  private:
@@ -64,12 +68,19 @@ class HadamardPlan {
   int log2_inner_ = 0;  // p
   std::string construction_;
   std::vector<int8_t> signs_;
-  std::vector<float> factors_, factors_transposed_;  // the signs as floats, empty where k is 1
 
-  template <class T>
+  // Had_K as the kernel takes it, and as rows of doubles; empty where k is 1.
+  struct Factor {
+    std::vector<float> sign;
+    std::vector<uint8_t> pattern;
+    std::vector<double> rows;  // [k, k]
+  };
+  Factor factor_, transposed_;
+  static Factor factor_of(const std::vector<int8_t>& signs, int64_t k, bool is_transposed);
+
   friend struct HadamardAxis;
-  void rows_of_floats(MatrixView<float> x, const std::vector<float>& factors,
-                      const KernelTable& table) const;
+  struct Rows;
+  void rows_of_floats(MatrixView<float> x, const Rows& how) const;
 };
 
 // The operator on the input of o_proj: Had_heads (x) H_head, whatever n_heads * d_head would factor

@@ -192,15 +192,20 @@ TEST(Hadamard, FloatsHaveTheSameBitsAtEveryIsaAndAnyThreadCount) {
     const Matrix<float> x = gaussian<float>(9, n, 2);
     Matrix<float> want = x;
     plan.apply_rows(want.view(), kernels(Isa::kRef));
-    Matrix<float> plain = x;  // the scalar template, over heads of one value
-    plan.apply_heads(plain.view(), 1);
-    EXPECT_EQ(plain, want) << n;
+    std::vector<float> signs(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) signs[static_cast<size_t>(i)] = i % 3 == 0 ? -1.0f : 1.0f;
+    Matrix<float> turned = x;
+    for (int64_t i = 0; i < 9 * n; ++i) turned.data()[i] *= signs[static_cast<size_t>(i % n)];
+    plan.apply_rows(turned.view(), kernels(Isa::kRef));
     for (Isa isa : testing::fast_isas()) {
       for (int threads : {1, 3}) {
         set_thread_count(threads);
         Matrix<float> got = x;
         plan.apply_rows(got.view(), kernels(isa));
         EXPECT_EQ(got, want) << n;
+        got = x;
+        plan.apply_signed_rows(got.view(), signs.data(), kernels(isa));
+        EXPECT_EQ(got, turned) << n;
       }
     }
     set_thread_count(0);
@@ -214,6 +219,32 @@ TEST(Hadamard, FloatsHaveTheSameBitsAtEveryIsaAndAnyThreadCount) {
     }
     plan.apply_rows_transposed(want.view());
     for (int64_t i = 0; i < 9 * n; ++i) {
+      ASSERT_NEAR(want.data()[i], x.data()[i], (static_cast<double>(plan.k()) + 16) * 12 * 0x1p-24);
+    }
+  }
+}
+
+TEST(Hadamard, HeadsOfFloatsHaveTheSameBitsAtEveryIsa) {
+  const std::pair<int64_t, int64_t> shapes[] = {{8, 64}, {32, 80}, {12, 17}, {40, 128}, {1, 16}};
+  for (const auto& [n_heads, d_head] : shapes) {
+    const HadamardPlan plan = plan_of(n_heads);
+    const Matrix<float> x = gaussian<float>(3, n_heads * d_head, 3);
+    Matrix<float> want = x;
+    plan.apply_heads(want.view(), d_head, kernels(Isa::kRef));
+    for (Isa isa : testing::fast_isas()) {
+      Matrix<float> got = x;
+      plan.apply_heads(got.view(), d_head, kernels(isa));
+      EXPECT_EQ(got, want) << n_heads << " x " << d_head;
+    }
+    Matrix<double> exact(3, x.cols());
+    std::copy_n(x.data(), x.rows() * x.cols(), exact.data());
+    plan.apply_heads(exact.view(), d_head);
+    for (int64_t i = 0; i < 3 * x.cols(); ++i) {
+      ASSERT_NEAR(want.data()[i], exact.data()[i],
+                  (static_cast<double>(plan.k()) + 16) * 6 * 0x1p-24);
+    }
+    plan.apply_heads_transposed(want.view(), d_head);
+    for (int64_t i = 0; i < 3 * x.cols(); ++i) {
       ASSERT_NEAR(want.data()[i], x.data()[i], (static_cast<double>(plan.k()) + 16) * 12 * 0x1p-24);
     }
   }

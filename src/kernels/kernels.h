@@ -28,6 +28,14 @@ std::string_view isa_name(Isa isa);  // "ref", "avx2", "avx512", "amx"
 Isa best_isa();                      // what this machine can run, capped by QUERN_ISA
 bool host_has(Isa isa);              // regardless of QUERN_ISA
 
+// A K x K matrix of signs, K a multiple of 4, four columns of a row at a time: the sign of the
+// first, and in which of the others the sign differs from it (bit 0 is the second).
+struct HadamardTerms {
+  int64_t k = 0;
+  const float* sign = nullptr;       // [k, k / 4]
+  const uint8_t* pattern = nullptr;  // [k, k / 4]
+};
+
 struct KernelTable {
   Isa isa;  // of its vector instructions: at most kAvx512
 
@@ -95,9 +103,14 @@ struct KernelTable {
   //   x[j] <- fma(x[j], c[j], -(x[j+h] s[j]));  x[j+h] <- fma(x[j+h], c[j], x[j] s[j])
   void (*rope)(const float* cosine, const float* sine, int64_t n_dims, float* x);
 
-  // In-place fast Walsh-Hadamard transform of 2^log2_n values, butterflies (a + b, a - b) with
-  // h = 1, 2, 4, ..., then times `scale`.
-  void (*fwht)(int log2_n, float scale, float* x);
+  // In-place fast Walsh-Hadamard transform of 2^log2_n values: times `signs` (+-1, or null), then
+  // butterflies (a + b, a - b) with h = 1, 2, 4, ..., then times `scale`.
+  void (*fwht)(int log2_n, const float* signs, float scale, float* x);
+  // The same over the first axis of [2^log2_n, width].
+  void (*fwht_rows)(int log2_n, int64_t width, float scale, float* x);
+  // y[i, :] = sum_j Had_K[i, j] x[j, :], rows of `width`: the j in fours, (+-a +- b) + (+-c +- d)
+  // each, added up in ascending order from +0. y may not overlap x.
+  void (*hadamard_mix)(const HadamardTerms& terms, const float* x, int64_t width, float* y);
 
   // Rounds a row to int8 (see kernels/panels.h), k columns in groups of `group`: with a the largest
   // |x| of a group, scale = a / 127 and level = x * (127 / a), nearest even. A group below 2^-100

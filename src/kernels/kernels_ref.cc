@@ -235,17 +235,42 @@ void rope_ref(const float* cosine, const float* sine, int64_t n_dims, float* x) 
   }
 }
 
-void fwht_ref(int log2_n, float scale, float* x) {
+void fwht_rows_ref(int log2_n, int64_t width, float scale, float* x) {
   const int64_t n = int64_t{1} << log2_n;
   for (int64_t h = 1; h < n; h *= 2) {
-    for (int64_t i = 0; i < n; ++i) {
-      if ((i & h) != 0) continue;
-      const float a = x[i], b = x[i + h];
+    for (int64_t i = 0; i < n * width; ++i) {
+      if ((i / width & h) != 0) continue;
+      const float a = x[i], b = x[i + h * width];
       x[i] = a + b;
-      x[i + h] = a - b;
+      x[i + h * width] = a - b;
     }
   }
-  scale_ref(scale, n, x);
+  scale_ref(scale, n * width, x);
+}
+
+void fwht_ref(int log2_n, const float* signs, float scale, float* x) {
+  for (int64_t i = 0; signs != nullptr && i < int64_t{1} << log2_n; ++i) x[i] *= signs[i];
+  fwht_rows_ref(log2_n, 1, scale, x);
+}
+
+void hadamard_mix_ref(const HadamardTerms& terms, const float* x, int64_t width, float* y) {
+  const int64_t n_groups = terms.k / 4;
+  for (int64_t i = 0; i < terms.k; ++i) {
+    for (int64_t c = 0; c < width; ++c) {
+      float sum = 0;
+      for (int64_t g = 0; g < n_groups; ++g) {
+        const float sign = terms.sign[i * n_groups + g];
+        const unsigned pattern = terms.pattern[i * n_groups + g];
+        float v[4];
+        for (int j = 0; j < 4; ++j) {
+          const bool differs = j > 0 && (pattern >> (j - 1) & 1) != 0;
+          v[j] = (differs ? -1.0f : 1.0f) * x[(4 * g + j) * width + c];
+        }
+        sum += sign * ((v[0] + v[1]) + (v[2] + v[3]));
+      }
+      y[i * width + c] = sum;
+    }
+  }
 }
 
 }  // namespace
@@ -273,6 +298,8 @@ void fill_ref(KernelTable& table) {
   table.max = max_ref;
   table.rope = rope_ref;
   table.fwht = fwht_ref;
+  table.fwht_rows = fwht_rows_ref;
+  table.hadamard_mix = hadamard_mix_ref;
 }
 
 }  // namespace quern

@@ -296,8 +296,51 @@ TEST(Kernels, HadamardAgrees) {
       for (int64_t offset : {0, 1}) {
         const Case c{int64_t{1} << log2_n, offset, Fill::kGaussian, 7};
         SCOPED_TRACE(fmt::format("{} 2^{}", isa_name(isa), log2_n));
+        Guarded<float> signs = input(c, 2);
+        for (int64_t i = 0; i < c.n; ++i) signs[i] = signs[i] < 0 ? -1.0f : 1.0f;
+        const float* const no_signs = nullptr;
+        for (const float* s : {no_signs, static_cast<const float*>(signs.data())}) {
+          compare(kernels(isa), input(c, 1),
+                  [&](const KernelTable& t, float* y) { t.fwht(log2_n, s, 0.37f, y); });
+        }
+      }
+    }
+  }
+}
+
+TEST(Kernels, HadamardOverRowsAgrees) {
+  for (Isa isa : testing::fast_isas()) {
+    for (int log2_n = 0; log2_n <= 7; ++log2_n) {
+      for (int64_t width : {1, 2, 3, 15, 16, 17, 31, 33, 64, 80, 128}) {
+        const Case c{width << log2_n, width % 2, Fill::kGaussian, 8};
+        SCOPED_TRACE(fmt::format("{} 2^{} x {}", isa_name(isa), log2_n, width));
         compare(kernels(isa), input(c, 1),
-                [&](const KernelTable& t, float* y) { t.fwht(log2_n, 0.37f, y); });
+                [&](const KernelTable& t, float* y) { t.fwht_rows(log2_n, width, 0.37f, y); });
+      }
+    }
+  }
+}
+
+TEST(Kernels, SumsOverAMatrixOfSignsAgree) {
+  Random random(9);
+  for (Isa isa : testing::fast_isas()) {
+    for (int64_t k : {4, 12, 44, 48, 52, 172}) {
+      std::vector<float> sign(static_cast<size_t>(k * k / 4));
+      std::vector<uint8_t> pattern(sign.size());
+      for (size_t i = 0; i < sign.size(); ++i) {
+        sign[i] = random.below(2) == 0 ? 1.0f : -1.0f;
+        pattern[i] = static_cast<uint8_t>(random.below(8));
+      }
+      const HadamardTerms terms{k, sign.data(), pattern.data()};
+      for (int64_t width : {1, 3, 15, 16, 17, 32, 33, 64, 80, 128, 131}) {
+        SCOPED_TRACE(fmt::format("{} {} x {}", isa_name(isa), k, width));
+        for (const Fill fill : {Fill::kGaussian, Fill::kSpecial}) {
+          const Case c{k * width, width % 2, fill, 9};
+          Guarded<float> x = input(c, 1);
+          compare(kernels(isa), input(c, 2), [&](const KernelTable& t, float* y) {
+            t.hadamard_mix(terms, x.data(), width, y);
+          });
+        }
       }
     }
   }

@@ -5,13 +5,14 @@
 //
 // V must have internal linkage (see vec_math.h). Besides the members listed there it has: load,
 // store, load_first(p, n) (zeros beyond lane n), store_first(p, n), keep_first(v, n, fill), negate,
-// sum and max_of (the trees of kernels.h), from_half(p), from_bf16(p), to_half(v, p),
-// butterfly<h>(v), and the block sizes of lanes_blocks.h.
+// sum and max_of (the trees of kernels.h), from_half(p), from_bf16(p), to_half(v, p), and what
+// lanes_blocks.h and lanes_hadamard.h name.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/lanes_blocks.h"
+#include "kernels/lanes_hadamard.h"
 #include "kernels/tables.h"
 #include "kernels/vec_math.h"
 
@@ -227,7 +228,7 @@ struct RowKernels {
     table.log_sum_exp = log_sum_exp;
     table.max = max;
     table.rope = rope;
-    table.fwht = BlockKernels<V>::fwht;
+    HadamardKernels<V>::fill(table);
   }
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels over lanes (see lanes.h) that keep blocks of a matrix or of a transform in registers.
+// The kernels over lanes (see lanes.h) that keep blocks of a matrix in registers.
 #pragma once
 
 #include <cstdint>
@@ -114,57 +114,6 @@ struct BlockKernels {
     for (; i < n_y; ++i) {
       axpy_rows_strip<1>(a + i * ld_a, ld_a, v, ld_v, n_v, n, y + i * ld_y, ld_y);
     }
-  }
-
-  // Stages h = 1, 2, 4, 8 inside one vector.
-  static inline V fwht_vector(V v, int log2_n) {
-    if (log2_n > 0) v = V::template butterfly<1>(v);
-    if (log2_n > 1) v = V::template butterfly<2>(v);
-    if (log2_n > 2) v = V::template butterfly<4>(v);
-    if (log2_n > 3) v = V::template butterfly<8>(v);
-    return v;
-  }
-  // Two stages, h and 2 h, in one pass; each result times `factor`.
-  static inline void fwht_pass4(int64_t n, int64_t h, V factor, float* x) {
-    for (int64_t start = 0; start < n; start += 4 * h) {
-      for (int64_t i = start; i < start + h; i += 16) {
-        const V a = V::load(x + i), b = V::load(x + i + h);
-        const V c = V::load(x + i + 2 * h), d = V::load(x + i + 3 * h);
-        const V ab = V::add(a, b), ba = V::sub(a, b), cd = V::add(c, d), dc = V::sub(c, d);
-        V::mul(V::add(ab, cd), factor).store(x + i);
-        V::mul(V::add(ba, dc), factor).store(x + i + h);
-        V::mul(V::sub(ab, cd), factor).store(x + i + 2 * h);
-        V::mul(V::sub(ba, dc), factor).store(x + i + 3 * h);
-      }
-    }
-  }
-  static inline void fwht_pass2(int64_t n, int64_t h, V factor, float* x) {
-    for (int64_t start = 0; start < n; start += 2 * h) {
-      for (int64_t i = start; i < start + h; i += 16) {
-        const V a = V::load(x + i), b = V::load(x + i + h);
-        V::mul(V::add(a, b), factor).store(x + i);
-        V::mul(V::sub(a, b), factor).store(x + i + h);
-      }
-    }
-  }
-  static void fwht(int log2_n, float scale, float* x) {
-    const int64_t n = int64_t{1} << log2_n;
-    if (log2_n < 4) {
-      const V v = fwht_vector(V::load_first(x, static_cast<int>(n)), log2_n);
-      V::mul(v, V::set(scale)).store_first(x, static_cast<int>(n));
-      return;
-    }
-    const V one = V::set(1.0f), last = V::set(scale);  // times 1 changes nothing
-    const V first = log2_n == 4 ? last : one;
-    for (int64_t i = 0; i < n; i += 16) {
-      V::mul(fwht_vector(V::load(x + i), 4), first).store(x + i);
-    }
-    int64_t h = 16;
-    if (log2_n % 2 != 0) {
-      fwht_pass2(n, h, 2 * h == n ? last : one, x);
-      h *= 2;
-    }
-    for (; h < n; h *= 4) fwht_pass4(n, h, 4 * h == n ? last : one, x);
   }
 };
 

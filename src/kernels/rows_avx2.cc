@@ -7,7 +7,8 @@ namespace {
 
 // Sixteen lanes as two registers.
 struct Lanes {
-  static constexpr int kBlockRows = 2, kBlockColumns = 2;    // axpy_rows: 8 sums of 16 registers
+  static constexpr int kBlockRows = 2, kBlockColumns = 2;  // axpy_rows: 8 sums of 16 registers
+  static constexpr int kFwhtStages = 3, kMixColumns = 2;
   static constexpr int kTurnedRows = 1, kTurnedColumns = 1;  // dot_turned, whose tree waits
   __m256 lo, hi;
 
@@ -131,7 +132,8 @@ struct Lanes {
     if constexpr (h == 2) other = _mm256_permute_ps(a, 0x4e);
     if constexpr (h == 4) other = _mm256_permute2f128_ps(a, a, 1);
     constexpr int kUpper = h == 1 ? 0xaa : h == 2 ? 0xcc : 0xf0;
-    return _mm256_blend_ps(_mm256_add_ps(a, other), _mm256_sub_ps(other, a), kUpper);
+    const __m256 sign = _mm256_blend_ps(_mm256_set1_ps(1), _mm256_set1_ps(-1), kUpper);
+    return _mm256_fmadd_ps(a, sign, other);  // products by one are exact
   }
   template <int h>
   static Lanes butterfly(Lanes a) {

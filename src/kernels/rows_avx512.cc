@@ -6,7 +6,8 @@ namespace quern {
 namespace {
 
 struct Lanes {
-  static constexpr int kBlockRows = 4, kBlockColumns = 4;    // axpy_rows: 16 sums of 32 registers
+  static constexpr int kBlockRows = 4, kBlockColumns = 4;  // axpy_rows: 16 sums of 32 registers
+  static constexpr int kFwhtStages = 4, kMixColumns = 4;
   static constexpr int kTurnedRows = 4, kTurnedColumns = 2;  // dot_turned, whose tree waits
   __m512 v;
 
@@ -77,7 +78,8 @@ struct Lanes {
     if constexpr (h == 4) other = _mm512_shuffle_f32x4(a.v, a.v, 0xb1);
     if constexpr (h == 8) other = _mm512_shuffle_f32x4(a.v, a.v, 0x4e);
     constexpr __mmask16 kUpper = h == 1 ? 0xaaaa : h == 2 ? 0xcccc : h == 4 ? 0xf0f0 : 0xff00;
-    return {_mm512_mask_sub_ps(_mm512_add_ps(a.v, other), kUpper, other, a.v)};
+    const __m512 sign = _mm512_mask_mov_ps(_mm512_set1_ps(1), kUpper, _mm512_set1_ps(-1));
+    return {_mm512_fmadd_ps(a.v, sign, other)};  // products by one are exact
   }
 };
 
