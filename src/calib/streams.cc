@@ -13,18 +13,17 @@ void copy_rows(const Matrix<float>& from, int64_t first, int64_t n, Matrix<float
 
 }  // namespace
 
-Streams::Streams(const ModelDesc& model, const BasisChange& basis, const Corpus& corpus,
-                 const EndWeights& source, const EndWeights& coded)
+Streams::Streams(const ModelDesc& model, const Corpus& corpus, const EndWeights& source,
+                 const EndWeights& coded)
     : model_(model),
-      basis_(basis),
       corpus_(corpus),
       source_(corpus.n_tokens(), model.d_model),
       coded_(corpus.n_tokens(), model.d_model) {
   int64_t row = 0;
   for (const auto& sample : corpus.samples) {
     const auto n = static_cast<int64_t>(sample.size());
-    embed(model, basis, source, sample, 0, source_.view().row_range(row, n));
-    embed(model, basis, coded, sample, 0, coded_.view().row_range(row, n));
+    embed(model, source, sample, 0, source_.view().row_range(row, n));
+    embed(model, coded, sample, 0, coded_.view().row_range(row, n));
     row += n;
   }
 }
@@ -34,7 +33,7 @@ void Streams::run_sample(int layer, const LayerWeights& weights, MatrixView<floa
   const AttentionDesc& attention = model_.layers[static_cast<size_t>(layer)].attention;
   LayerKv kv({attention.n_kv_heads, attention.d_head}, h.rows, DType::kF32);
   const SequenceRows rows{&kv, 0, h.rows, h.rows};
-  forward_layer({&model_, &basis_, &rope_, layer}, weights, {&rows, 1}, h, tap);
+  forward_layer({&model_, &rope_, layer}, weights, {&rows, 1}, h, tap);
 }
 
 bool Streams::run(int layer, const LayerWeights& weights, const Matrix<float>& from,
@@ -58,6 +57,11 @@ bool Streams::run(int layer, const LayerWeights& weights, const Matrix<float>& f
 bool Streams::observe(int layer, const LayerWeights& weights, LayerTap& tap,
                       const std::function<bool()>& proceed) const {
   return run(layer, weights, coded_, nullptr, &tap, proceed);
+}
+
+bool Streams::observe_source(int layer, const LayerWeights& weights, LayerTap& tap,
+                             const std::function<bool()>& proceed) const {
+  return run(layer, weights, source_, nullptr, &tap, proceed);
 }
 
 bool Streams::observe_drift(int layer, const LayerWeights& source, const LayerWeights& weights,
@@ -99,7 +103,7 @@ double Streams::relative_error() const {
 
 Matrix<float> Streams::final_hidden(const EndWeights& ends) const {
   Matrix<float> hidden = coded_;
-  finish_hidden(model_, basis_, ends, hidden.view());
+  finish_hidden(model_, ends, hidden.view());
   return hidden;
 }
 

@@ -16,15 +16,18 @@ namespace quern {
 class Streams {
  public:
   // Embeds all samples. `source` and `coded` differ when the embedding is coded.
-  Streams(const ModelDesc& model, const BasisChange& basis, const Corpus& corpus,
-          const EndWeights& source, const EndWeights& coded);
+  Streams(const ModelDesc& model, const Corpus& corpus, const EndWeights& source,
+          const EndWeights& coded);
 
   // Shows the tap what the layer's weights read in the coded stream; no stream moves on.
   // `proceed` is asked between samples; false stops and returns false.
   bool observe(int layer, const LayerWeights& weights, LayerTap& tap,
                const std::function<bool()>& proceed) const;
-  // The same; before each sample the tap is shown, by GramTap::expect, what weights of `role` read
-  // in the source stream under the weights `source`.
+  // The same of the source stream.
+  bool observe_source(int layer, const LayerWeights& weights, LayerTap& tap,
+                      const std::function<bool()>& proceed) const;
+  // As observe; before each sample the tap is shown, by GramTap::expect, what weights of `role`
+  // read in the source stream under the weights `source`.
   bool observe_drift(int layer, const LayerWeights& source, const LayerWeights& weights, Role role,
                      GramTap& tap, const std::function<bool()>& proceed) const;
   // Moves both streams through a layer.
@@ -47,7 +50,6 @@ class Streams {
            LayerTap* tap, const std::function<bool()>& proceed) const;
 
   const ModelDesc& model_;
-  const BasisChange& basis_;
   const Corpus& corpus_;
   mutable RopeTables rope_;       // of the samples, which mostly have one length
   Matrix<float> source_, coded_;  // [n_tokens, d_model]

@@ -57,8 +57,7 @@ class LayerRun {
  public:
   LayerRun(const LayerContext& context, const LayerWeights& weights,
            std::span<const SequenceRows> sequences, LayerTap* tap)
-      : basis_(*context.basis),
-        desc_(context.model->layers[static_cast<size_t>(context.layer)]),
+      : desc_(context.model->layers[static_cast<size_t>(context.layer)]),
         weights_(weights),
         sequences_(sequences),
         rope_(*context.rope),
@@ -67,6 +66,7 @@ class LayerRun {
   bool run(MatrixView<float> h) {
     ScratchMatrix x(h.rows, h.cols), out(h.rows, h.cols);
     apply_norm(desc_.attn_norm, weights_.attn_norm, h, x.view());
+    apply_chain(weights_.online.attn_in, x.view());
     if (!attention(x.view(), out.view())) return false;
     // A sum and the norms around it pass over a row together.
     for_rows(h, [&](int64_t i) {
@@ -78,6 +78,7 @@ class LayerRun {
         norm_row(desc_.mlp_norm, weights_.mlp_norm, h.row(i), h.cols, x.row(i));
       }
     });
+    apply_chain(weights_.online.mlp_in, x.view());
     if (!mlp(x.view(), out.view())) return false;
     for_rows(h, [&](int64_t i) {
       add_normed(desc_.mlp_post_norm, weights_.mlp_post_norm, out.row(i), h.cols, h.row(i));
@@ -100,7 +101,7 @@ class LayerRun {
     linear(products, x);
     place_heads(q.view(), k.view(), v.view());
     attend_all(q.view(), z.view());
-    apply_chain(basis_.at(Site::kHeads), z.view());
+    apply_chain(weights_.online.heads, z.view());
     if (!show(Role::kO, -1, z.view())) return false;
     linear(weights_.o, z.view(), out);
     return true;
@@ -110,6 +111,7 @@ class LayerRun {
   void place_heads(MatrixView<float> q, MatrixView<float> k, MatrixView<const float> v) {
     const AttentionDesc& a = desc_.attention;
     const RopeTable* rope = a.rope.n_dims > 0 ? &rope_.at(a.rope, sequences_) : nullptr;
+    const Chain& qk = weights_.online.qk;
     const auto prepare = [&](MatrixView<float> x, int64_t i, const NormWeight& norm) {
       for (int64_t h = 0; h < x.cols / a.d_head; ++h) {
         float* head = x.row(i) + h * a.d_head;
@@ -117,7 +119,11 @@ class LayerRun {
         if (rope != nullptr) {
           kernels().rope(rope->cosine.row(i), rope->sine.row(i), a.rope.n_dims, head);
         }
-        basis_.at(Site::kQk).apply(head, a.d_head);
+        if (&norm == &weights_.q_norm) {
+          qk.apply(head, a.d_head);
+        } else {
+          qk.apply_inverse_transpose(head, a.d_head);  // so that scores stay
+        }
       }
     };
     for_rows(q, [&](int64_t i) {
@@ -220,7 +226,7 @@ class LayerRun {
         kernels().activate(desc_.mlp.activation, u.cols, u.row(i));
       }
     });
-    if (!is_shared) apply_chain(basis_.at(Site::kFfn), u);
+    if (!is_shared) apply_chain(weights_.online.ffn, u);
     if (!show(is_shared ? Role::kSharedDown : Role::kDown, index, u)) return false;
     linear(weights.down, u, out);
     return true;
@@ -284,7 +290,6 @@ class LayerRun {
     }
   }
 
-  const BasisChange& basis_;
   const LayerDesc& desc_;
   const LayerWeights& weights_;
   std::span<const SequenceRows> sequences_;

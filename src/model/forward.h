@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "kvcache/kv_cache.h"
+#include "model/fuse.h"
 #include "model/layer_desc.h"
 #include "model/linear.h"
 #include "model/roles.h"
 #include "tensor/matrix.h"
-#include "transforms/basis.h"
 
 namespace quern {
 
@@ -29,6 +29,7 @@ struct LayerWeights {
   std::vector<ExpertWeights> experts;  // one for a dense MLP
   LinearWeight router, shared_router;
   ExpertWeights shared;
+  OnlineOperators online;
 
   LinearWeight& at(Role role, int expert);
   const LinearWeight& at(Role role, int expert) const {
@@ -57,8 +58,7 @@ class RopeTables;
 
 struct LayerContext {
   const ModelDesc* model = nullptr;
-  const BasisChange* basis = nullptr;  // online operators
-  RopeTables* rope = nullptr;          // kept between layers
+  RopeTables* rope = nullptr;  // kept between layers
   int layer = 0;
 };
 

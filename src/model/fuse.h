@@ -1,30 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one folding pass: turns a checkpoint's weight into the weight of the same function in
-// another basis. All arithmetic in double; the caller rounds once.
+// The one folding pass: turns a checkpoint's weights into those of the same function in another
+// basis, and says what is left to be done online. All arithmetic in double; the caller rounds once.
+//
+// What folds: of what q, k, v and gate, up read, the diagonals at the front of the chain, into the
+// gain (and bias) of the norm before them; of the input of down, the permutations at the front into
+// gate and up, and in a gated MLP the diagonals there into up; of the input of o, the diagonals at
+// the front that are equal for all heads of a KV group, into v. The rest of a chain runs online.
 #pragma once
 
+#include <functional>
+
+#include "model/archs/arch.h"
 #include "model/layer_desc.h"
 #include "model/roles.h"
-#include "tensor/view.h"
+#include "tensor/matrix.h"
 #include "transforms/basis.h"
 
 namespace quern {
 
-// True if this basis changes the weight (or its bias, or the norm) of a role.
-bool is_changed(const BasisChange& basis, Role role);
+// What a layer applies while it runs.
+struct OnlineOperators {
+  Chain attn_in, heads, qk, mlp_in, ffn;
+};
+OnlineOperators online_operators(const BasisChange& basis, const ModelDesc& model, int layer);
+
+// True if this basis changes a weight, or its bias.
+bool is_changed(const BasisChange& basis, const WeightId& id);
 
 // Norms whose gain moves into the weights that read them; their own gain becomes 1.
 bool is_gain_folded(const BasisChange& basis, Role norm);
-// The norm whose gain a role's columns take up; kEmbed if none.
-Role folded_norm(Role role);
 
-// W [n_out, n_in] <- out-operators * W * diag(gain) * in-operators^T; `gain` [n_in] is the gain of
-// folded_norm(role) including its offset, or null. T = double; float exists for tests of precision.
+// The weights of a model in a basis. T = double; float exists for tests of precision.
 template <class T>
-void fuse_weight(const BasisChange& basis, Role role, const T* gain, MatrixView<T> w);
-// The bias [n] of a role: out-operators * bias.
-template <class T>
-void fuse_bias(const BasisChange& basis, Role role, T* bias, int64_t n);
+class Fold {
+ public:
+  // A weight or bias of the original model that exists there; vectors are one row.
+  using Load = std::function<Result<Matrix<T>>(const WeightId& id, Part part)>;
+
+  // `model` and `basis` must outlive this.
+  Fold(const ModelDesc& model, const BasisChange& basis, Load load)
+      : model_(model), basis_(basis), load_(std::move(load)) {}
+
+  // A weight or bias as a file of the changed model holds it (a norm's gain less its offset).
+  Result<Matrix<T>> part(const WeightId& id, Part part) const;
+
+ private:
+  Result<Matrix<T>> norm(const WeightId& id, Part part) const;
+  Status scale_by_gain(const WeightId& id, Matrix<T>& w) const;
+  void read_changed(const WeightId& id, MatrixView<T> w) const;
+  void write_changed(const WeightId& id, MatrixView<T> w) const;
+
+  const ModelDesc& model_;
+  const BasisChange& basis_;
+  Load load_;
+};
+extern template class Fold<float>;
+extern template class Fold<double>;
 
 // Whether every operator fits the sizes of its site; for bases read from files.
 Status check_basis(const BasisChange& basis, const ModelDesc& model);

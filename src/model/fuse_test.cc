@@ -9,8 +9,8 @@
 
 #include "base/random.h"
 #include "kernels/hadamard.h"
+#include "model/changed_model.h"
 #include "model/model_test_util.h"
-#include "model/reference_forward.h"
 #include "transforms/transform.h"
 
 namespace quern {
@@ -72,61 +72,22 @@ Plan rotate(const ModelDesc& model, std::string_view kind, std::string_view site
   return plan;
 }
 
-const NormDesc& norm_desc(const ModelDesc& model, Role norm, int layer) {
-  const LayerDesc& desc = model.layers[static_cast<size_t>(layer)];
-  return norm == Role::kAttnNorm ? desc.attn_norm : desc.mlp_norm;
-}
-
 // The basis each role is folded by; tests of damage give some roles another one.
 using BasisOf = std::function<const BasisChange&(Role)>;
 
 template <class T>
 DenseWeights<T> folded(const ModelDesc& model, const DenseWeights<T>& original,
                        const BasisOf& basis_of) {
-  DenseWeights<T> weights = original;
+  DenseWeights<T> weights;
   for (const WeightId& id : weight_ids(model)) {
-    const BasisChange& basis = basis_of(id.role);
-    if (!has_weight(model, id) || !is_changed(basis, id.role)) continue;
-    Matrix<T>& w = weights.edit(id);
-    if (is_gain_folded(basis, id.role)) {
-      const T one = T(1 - norm_desc(model, id.role, id.layer).gain_offset);
-      std::fill_n(w.data(), w.cols(), one);
-      continue;
-    }
-    std::vector<T> gain;
-    if (const Role norm = folded_norm(id.role); is_gain_folded(basis, norm)) {
-      const Matrix<T>& stored = original.get({norm, id.layer});
-      for (int64_t j = 0; j < stored.cols(); ++j) {
-        gain.push_back(stored(0, j) + T(norm_desc(model, norm, id.layer).gain_offset));
-      }
-    }
-    fuse_weight(basis, id.role, gain.empty() ? nullptr : gain.data(), w.view());
-    if (has_weight(model, id, Part::kBias)) {
-      Matrix<T>& bias = weights.edit(id, Part::kBias);
-      fuse_bias(basis, id.role, bias.data(), bias.cols());
+    const Fold<T> fold(
+        model, basis_of(id.role),
+        [&](const WeightId& of, Part part) -> Result<Matrix<T>> { return original.get(of, part); });
+    for (const Part part : {Part::kWeight, Part::kBias}) {
+      if (has_weight(model, id, part)) weights.edit(id, part) = *fold.part(id, part);
     }
   }
   return weights;
-}
-
-template <class T>
-ReferenceHooks<T> online(const BasisChange& basis) {
-  const auto apply = [&basis](Site site, Matrix<T>& x) {
-    for (int64_t i = 0; i < x.rows(); ++i) basis.at(site).apply(x.row(i), x.cols());
-  };
-  ReferenceHooks<T> hooks;
-  hooks.after_embedding = [=](Matrix<T>& h) { apply(Site::kResidual, h); };
-  hooks.before_final_norm = [&basis](Matrix<T>& h) {
-    for (int64_t i = 0; i < h.rows(); ++i) {
-      basis.at(Site::kResidual).apply_inverse(h.row(i), h.cols());
-    }
-  };
-  hooks.q = hooks.k = [=](int, Matrix<T>& x) { apply(Site::kQk, x); };
-  hooks.o_input = [=](int, Matrix<T>& x) { apply(Site::kHeads, x); };
-  hooks.down_input = [=](const WeightId& down, Matrix<T>& x) {
-    if (down.role == Role::kDown) apply(Site::kFfn, x);
-  };
-  return hooks;
 }
 
 // Largest difference over the largest magnitude of `expected`.
@@ -152,7 +113,8 @@ double change(const Fixture& fixture, const BasisOf& basis_of, const ReferenceHo
 template <class T>
 double change(const Fixture& fixture, const BasisChange& basis) {
   return change<T>(
-      fixture, [&](Role) -> const BasisChange& { return basis; }, online<T>(basis));
+      fixture, [&](Role) -> const BasisChange& { return basis; },
+      online_hooks<T>(fixture.model(), basis));
 }
 
 std::vector<std::string> site_sets() {
@@ -203,7 +165,8 @@ TEST(Fuse, ABasisReadFromJsonIsTheOneWritten) {
     ASSERT_TRUE(read.has_value()) << read.error().message;
     EXPECT_EQ(read->to_json(), plan.basis.to_json());
     const auto mixed = change<double>(
-        fixture, [&](Role) -> const BasisChange& { return plan.basis; }, online<double>(*read));
+        fixture, [&](Role) -> const BasisChange& { return plan.basis; },
+        online_hooks<double>(fixture.model(), *read));
     EXPECT_LT(mixed, kDoubleTolerance) << name;
   }
 }
@@ -291,7 +254,8 @@ TEST(Fuse, SizesWithoutAHadamardTurnInBlocks) {
   const Matrix<double> plain = reference_logits(model, weights, ids);
   const auto turned =
       folded<double>(model, weights, [&](Role) -> const BasisChange& { return plan.basis; });
-  EXPECT_LT(distance(reference_logits(model, turned, ids, online<double>(plan.basis)), plain),
+  EXPECT_LT(distance(reference_logits(model, turned, ids, online_hooks<double>(model, plan.basis)),
+                     plain),
             kDoubleTolerance);
   EXPECT_GT(distance(reference_logits(model, turned, ids), plain), kMassive);
 }
@@ -346,11 +310,12 @@ TEST(Fuse, EveryHalfOfEveryOperatorIsNeeded) {
       const Plan part = rotate(fixture.model(), "rht", sites_without(site));
       const std::string where = fmt::format("{} {}", name, site_name(site));
       if (site == Site::kResidual || site == Site::kHeads || site == Site::kFfn) {
-        EXPECT_GT(change<double>(fixture, whole, online<double>(part.basis)), kMassive)
+        EXPECT_GT(change<double>(fixture, whole, online_hooks<double>(fixture.model(), part.basis)),
+                  kMassive)
             << where << " without its online operator";
         EXPECT_GT(change<double>(
                       fixture, [&](Role) -> const BasisChange& { return part.basis; },
-                      online<double>(full.basis)),
+                      online_hooks<double>(fixture.model(), full.basis)),
                   kMassive)
             << where << " without its fused operator";
       }
@@ -360,22 +325,22 @@ TEST(Fuse, EveryHalfOfEveryOperatorIsNeeded) {
               change<double>(
                   fixture,
                   [&](Role r) -> const BasisChange& { return r == role ? part.basis : full.basis; },
-                  online<double>(full.basis)),
+                  online_hooks<double>(fixture.model(), full.basis)),
               kMassive)
               << where << " without " << role_name(role);
         }
       }
     }
-    ReferenceHooks<double> hooks = online<double>(full.basis);
+    ReferenceHooks<double> hooks = online_hooks<double>(fixture.model(), full.basis);
     hooks.q = nullptr;
     EXPECT_GT(change<double>(fixture, whole, hooks), kMassive) << name << " without q";
-    hooks = online<double>(full.basis);
+    hooks = online_hooks<double>(fixture.model(), full.basis);
     hooks.k = nullptr;
     EXPECT_GT(change<double>(fixture, whole, hooks), kMassive) << name << " without k";
-    hooks = online<double>(full.basis);
+    hooks = online_hooks<double>(fixture.model(), full.basis);
     hooks.after_embedding = nullptr;
     EXPECT_GT(change<double>(fixture, whole, hooks), kMassive) << name << " without the start";
-    hooks = online<double>(full.basis);
+    hooks = online_hooks<double>(fixture.model(), full.basis);
     hooks.before_final_norm = nullptr;
     EXPECT_GT(change<double>(fixture, whole, hooks), kMassive) << name << " without the end";
   }
@@ -390,7 +355,7 @@ TEST(Fuse, CheckBasisRefusesSizesThatDoNotFit) {
                                             {Site::kFfn, 32}};
   for (const auto& [site, size] : wrong) {
     BasisChange basis;
-    basis.at(site).add(make_signs(size, 1, 1));
+    basis.add(site, make_signs(size, 1, 1));
     const Status status = check_basis(basis, fixture.model());
     ASSERT_FALSE(status.has_value()) << site_name(site);
     EXPECT_NE(status.error().message.find(site_name(site)), std::string::npos);

@@ -9,21 +9,26 @@ namespace quern {
 
 class FusedSource {
  public:
-  FusedSource(const ModelFiles& source, const BasisChange& basis)
-      : source_(source), basis_(basis) {}
+  // Both must outlive this; the basis may grow in layers that are not read yet.
+  FusedSource(const ModelFiles& source, const BasisChange& basis);
 
-  // Folded in double, rounded to float once. Pages of the source are released after reading.
-  Result<Matrix<float>> weight(const WeightId& id) const;
+  // A weight or bias as the changed model's file holds it: folded in double, rounded to float once.
+  // Pages of the source are released after reading.
+  Result<Matrix<float>> weight(const WeightId& id) const { return part(id, Part::kWeight); }
   Result<std::vector<float>> bias(const WeightId& id) const;  // empty if the weight has none
-  Result<NormWeight> norm(const WeightId& id, const NormDesc& desc) const;
 
   // A whole layer ready to run: mapped where the basis changes nothing, float copies elsewhere.
   Result<LayerWeights> layer(int index) const;
+  Result<EndWeights> ends() const;
 
  private:
+  Result<Matrix<float>> part(const WeightId& id, Part part) const;
+  Result<NormWeight> norm(const WeightId& id, const NormDesc& desc) const;
   Result<LinearWeight> linear(const WeightId& id) const;
+
   const ModelFiles& source_;
   const BasisChange& basis_;
+  Fold<double> fold_;
 };
 
 }  // namespace quern

@@ -19,9 +19,8 @@ Status check_ids(const ModelDesc& model, std::span<const Token> ids) {
   return {};
 }
 
-void embed(const ModelDesc& model, const BasisChange& basis, const EndWeights& ends,
-           std::span<const Token> ids, int64_t position, MatrixView<float> h) {
-  const Chain& residual = basis.at(Site::kResidual);
+void embed(const ModelDesc& model, const EndWeights& ends, std::span<const Token> ids,
+           int64_t position, MatrixView<float> h) {
   parallel_for(h.rows, 16, [&](int64_t begin, int64_t end) {
     std::vector<float> place(static_cast<size_t>(model.d_model));
     for (int64_t i = begin; i < end; ++i) {
@@ -33,7 +32,7 @@ void embed(const ModelDesc& model, const BasisChange& basis, const EndWeights& e
         decode_rows(ends.pos_embed, position + i + model.pos_offset, 1, place.data());
         kernels().add(place.data(), model.d_model, h.row(i));
       }
-      residual.apply(h.row(i), model.d_model);
+      ends.residual.apply(h.row(i), model.d_model);
     }
   });
 }
@@ -63,11 +62,6 @@ const ModelFiles& Model::files() const {
   return *files_;
 }
 
-const BasisChange& Model::basis() const {
-  static const BasisChange kNone;
-  return files_ == nullptr ? kNone : files_->basis();
-}
-
 Result<KvCache> Model::make_cache(int64_t capacity, DType dtype) const {
   if (capacity < 1 || capacity > desc().n_context) {
     return usage_error("context of {} tokens: the model was made for 1..{}", capacity,
@@ -87,12 +81,11 @@ Status Model::forward(KvCache& cache, std::span<const Token> ids, MatrixView<flo
     return error("the context is full: {} + {} tokens, room for {}", cache.length(), n,
                  cache.capacity());
   }
-  embed(desc(), basis(), parts_.ends, ids, cache.length(), hidden);
+  embed(desc(), parts_.ends, ids, cache.length(), hidden);
   RopeTables rope;
   for (size_t i = 0; i < parts_.layers.size(); ++i) {
     const SequenceRows rows{&cache.layer(i), cache.length(), n, cache.capacity()};
-    forward_layer({&desc(), &basis(), &rope, static_cast<int>(i)}, parts_.layers[i], {&rows, 1},
-                  hidden);
+    forward_layer({&desc(), &rope, static_cast<int>(i)}, parts_.layers[i], {&rows, 1}, hidden);
   }
   cache.advance(n);
   finish(hidden);
@@ -108,7 +101,7 @@ Status Model::step_batch(std::span<KvCache> caches, std::span<const Token> ids,
     }
   }
   for (size_t s = 0; s < caches.size(); ++s) {
-    embed(desc(), basis(), parts_.ends, ids.subspan(s, 1), caches[s].length(),
+    embed(desc(), parts_.ends, ids.subspan(s, 1), caches[s].length(),
           hidden.row_range(static_cast<int64_t>(s), 1));
   }
   std::vector<SequenceRows> rows(caches.size());
@@ -117,23 +110,19 @@ Status Model::step_batch(std::span<KvCache> caches, std::span<const Token> ids,
     for (size_t s = 0; s < caches.size(); ++s) {
       rows[s] = {&caches[s].layer(i), caches[s].length(), 1, caches[s].capacity()};
     }
-    forward_layer({&desc(), &basis(), &rope, static_cast<int>(i)}, parts_.layers[i], rows, hidden);
+    forward_layer({&desc(), &rope, static_cast<int>(i)}, parts_.layers[i], rows, hidden);
   }
   for (KvCache& cache : caches) cache.advance(1);
   finish(hidden);
   return {};
 }
 
-void Model::finish(MatrixView<float> hidden) const {
-  finish_hidden(desc(), basis(), parts_.ends, hidden);
-}
+void Model::finish(MatrixView<float> hidden) const { finish_hidden(desc(), parts_.ends, hidden); }
 
-void finish_hidden(const ModelDesc& model, const BasisChange& basis, const EndWeights& ends,
-                   MatrixView<float> h) {
-  const Chain& residual = basis.at(Site::kResidual);
-  if (!residual.empty()) {
+void finish_hidden(const ModelDesc& model, const EndWeights& ends, MatrixView<float> h) {
+  if (!ends.residual.empty()) {
     parallel_for(h.rows, 16, [&](int64_t begin, int64_t end) {
-      residual.apply_inverse(h.row(begin), (end - begin) * h.cols);
+      ends.residual.apply_inverse(h.row(begin), (end - begin) * h.cols);
     });
   }
   apply_norm(model.final_norm, ends.final_norm, h, h);

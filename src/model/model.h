@@ -57,7 +57,6 @@ class Model {
  private:
   Model() = default;
   void finish(MatrixView<float> hidden) const;
-  const BasisChange& basis() const;
   std::unique_ptr<ModelFiles> files_;  // null if assembled; the parts may point into it
   ModelParts parts_;
 };
@@ -67,10 +66,9 @@ Status check_ids(const ModelDesc& model, std::span<const Token> ids);
 
 // What stands before and after the layers; shared by the runtime and calibration.
 // h [ids.size(), d_model] <- embedding of ids at positions from `position`, in the layers' basis.
-void embed(const ModelDesc& model, const BasisChange& basis, const EndWeights& ends,
-           std::span<const Token> ids, int64_t position, MatrixView<float> h);
+void embed(const ModelDesc& model, const EndWeights& ends, std::span<const Token> ids,
+           int64_t position, MatrixView<float> h);
 // h <- what the head reads: back to the head's basis, then the final norm.
-void finish_hidden(const ModelDesc& model, const BasisChange& basis, const EndWeights& ends,
-                   MatrixView<float> h);
+void finish_hidden(const ModelDesc& model, const EndWeights& ends, MatrixView<float> h);
 
 }  // namespace quern

@@ -2,7 +2,6 @@
 #include "model/model_files.h"
 
 #include "base/digest.h"
-#include "model/fuse.h"
 
 namespace quern {
 namespace {
@@ -24,7 +23,6 @@ Result<std::unique_ptr<ModelFiles>> ModelFiles::open(const std::string& path,
   files->activations_ = activations;
   QUERN_ASSIGN(WeightStore store, WeightStore::open(path));
   files->store_ = std::make_unique<WeightStore>(std::move(store));
-  QUERN_TRY(check_basis(files->basis(), files->desc()));
   return files;
 }
 
@@ -77,6 +75,7 @@ Result<NormWeight> ModelFiles::norm(const WeightId& id, const NormDesc& desc) co
 Result<LayerWeights> ModelFiles::layer(int index) const {
   const LayerDesc& desc = this->desc().layers[static_cast<size_t>(index)];
   LayerWeights layer;
+  layer.online = online_operators(basis(), this->desc(), index);
   layer.experts.resize(static_cast<size_t>(std::max<int64_t>(1, desc.mlp.n_experts)));
   QUERN_ASSIGN(layer.attn_norm, norm({Role::kAttnNorm, index, -1}, desc.attn_norm));
   QUERN_ASSIGN(layer.attn_post_norm, norm({Role::kAttnPostNorm, index, -1}, desc.attn_post_norm));
@@ -101,6 +100,7 @@ Result<LayerWeights> ModelFiles::layer(int index) const {
 
 Result<EndWeights> ModelFiles::ends() const {
   EndWeights ends;
+  ends.residual = basis().at(Site::kResidual);
   QUERN_ASSIGN(ends.embed, linear({Role::kEmbed, -1, -1}));
   if (store_->exists({Role::kPosEmbed, -1, -1})) {
     QUERN_ASSIGN(ends.pos_embed, linear({Role::kPosEmbed, -1, -1}));

@@ -18,6 +18,7 @@ struct EndWeights {
   LinearWeight pos_embed;  // may not exist
   NormWeight final_norm;
   LinearWeight head;  // equal to embed when tied
+  Chain residual;     // behind the embedding; its inverse before the final norm
 };
 
 class ModelFiles {

@@ -53,7 +53,7 @@ Json Packed::to_json() const {
           {"tensors", std::move(list)}};
 }
 
-Result<Packed> Packed::from_config(const Json& config) {
+Result<Packed> Packed::from_config(const Json& config, const FindTensor& find) {
   Packed packed;
   const auto it = config.find("quantization_config");
   if (it == config.end() || it->is_null()) return packed;
@@ -78,7 +78,7 @@ Result<Packed> Packed::from_config(const Json& config) {
   packed.seed = static_cast<uint64_t>(seed);
   if (json.contains("calibration")) packed.calibration = json["calibration"];
   if (json.contains("basis")) {
-    QUERN_ASSIGN(packed.basis, BasisChange::from_json(json["basis"]));
+    QUERN_ASSIGN(packed.basis, BasisChange::from_json(json["basis"], find));
   }
   const auto list = json.find("tensors");
   if (list == json.end() || !list->is_object()) {

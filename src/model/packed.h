@@ -35,7 +35,8 @@ struct Packed {
   bool empty() const { return recipe.empty(); }
   Json to_json() const;
   // From a whole config.json. No quantization_config: empty. Another tool's is refused by name.
-  static Result<Packed> from_config(const Json& config);
+  // `find` looks up tensors of the model's files, for operators with dense data.
+  static Result<Packed> from_config(const Json& config, const FindTensor& find = nullptr);
 };
 
 std::string plane_name(const std::string& weight, const PlaneSpec& plane);

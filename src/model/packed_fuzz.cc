@@ -65,16 +65,18 @@ ModelDesc small_model() {
   return model;
 }
 
-void use_basis(const BasisChange& basis) {
-  const std::pair<Site, int64_t> sites[] = {{Site::kResidual, 32},
-                                            {Site::kValue, 8},
-                                            {Site::kHeads, 32},
-                                            {Site::kQk, 8},
-                                            {Site::kFfn, 48}};
-  for (const auto& [site, size] : sites) {
-    std::vector<float> x(static_cast<size_t>(size), 1.0f);
-    basis.at(site).apply(x.data(), size);
-    basis.at(site).apply_inverse(x.data(), size);
+void use_basis(const BasisChange& basis, const ModelDesc& model) {
+  const std::pair<Site, int64_t> sites[] = {
+      {Site::kResidual, 32}, {Site::kValue, 8},   {Site::kHeads, 32}, {Site::kQk, 8},
+      {Site::kFfn, 48},      {Site::kAttnIn, 32}, {Site::kMlpIn, 32}};
+  for (int layer = 0; layer < 2; ++layer) {
+    for (const auto& [site, size] : sites) {
+      std::vector<float> x(static_cast<size_t>(size), 1.0f);
+      basis.at(site, layer).apply(x.data(), size);
+      basis.at(site, layer).apply_inverse(x.data(), size);
+      basis.at(site, layer).apply_inverse_transpose(x.data(), size);
+    }
+    online_operators(basis, model, layer);
   }
 }
 
@@ -90,7 +92,7 @@ void try_config(const Json& config) {
   static const ModelDesc model = small_model();
   const auto packed = Packed::from_config(config);
   if (!packed || packed->empty()) return;
-  if (check_basis(packed->basis, model)) use_basis(packed->basis);
+  if (check_basis(packed->basis, model)) use_basis(packed->basis, model);
   for (const auto& [name, tensor] : packed->tensors) use_tensor(name, tensor);
   const Json printed = packed->to_json();
   const auto again = Packed::from_config({{"quantization_config", printed}});

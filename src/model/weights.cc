@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "base/check.h"
+#include "model/fuse.h"
 
 namespace quern {
 namespace {
@@ -213,8 +214,12 @@ Result<WeightStore> WeightStore::open(std::shared_ptr<const Checkpoint> checkpoi
   if (!model) return tl::unexpected<Error>(in_context(std::move(model).error(), path));
   std::error_code failure;
   store.is_in_order_ = std::filesystem::is_directory(path, failure);
-  auto packed = Packed::from_config(checkpoint->config());
+  auto packed = Packed::from_config(checkpoint->config(),
+                                    [&](std::string_view name) { return checkpoint->find(name); });
   if (!packed) return tl::unexpected<Error>(in_context(std::move(packed).error(), path));
+  if (auto fits = check_basis(packed->basis, *model); !fits) {
+    return tl::unexpected<Error>(in_context(fits.error(), path));
+  }
   store.packed_ = *std::move(packed);
   store.checkpoint_ = std::move(checkpoint);
   store.arch_ = *arch;

@@ -69,8 +69,7 @@ class Compression {
     QUERN_TRY(announce());
     QUERN_TRY(code_ends_before());
     if (needs_streams_) {
-      streams_ =
-          std::make_unique<Streams>(files_->desc(), basis_, corpus_, source_ends_, coded_ends_);
+      streams_ = std::make_unique<Streams>(files_->desc(), corpus_, source_ends_, coded_ends_);
     }
     for (int layer = 0; layer < n_layers(); ++layer) QUERN_TRY(layer_step(layer));
     QUERN_TRY(code_head());
@@ -109,13 +108,16 @@ class Compression {
                          options_.model, files_->packed().recipe);
     }
     QUERN_TRY(recipe_.check(files_->desc()));
-    for (const auto& transform : recipe_.transforms()) {
-      QUERN_TRY(transform->plan(files_->desc(), options_.seed, basis_, result_.notes));
+    for (size_t i = 0; i < recipe_.transforms().size(); ++i) {
+      basis_.begin_stage(static_cast<int>(i));
+      QUERN_TRY(
+          recipe_.transforms()[i]->plan(files_->desc(), options_.seed, basis_, result_.notes));
     }
+    QUERN_TRY(check_basis(basis_, files_->desc()));
     fused_ = std::make_unique<FusedSource>(*files_, basis_);
     QUERN_ASSIGN(plan_, OutputPlan::make(*files_, recipe_, basis_));
-    dense_ = std::make_unique<DenseTensors>(*files_, *fused_, basis_, plan_);
-    QUERN_ASSIGN(source_ends_, files_->ends());
+    dense_ = std::make_unique<DenseTensors>(*files_, *fused_, plan_);
+    QUERN_ASSIGN(source_ends_, fused_->ends());
     coded_ends_ = source_ends_;
     needs_streams_ = recipe_.needs_hessian();
     if (needs_streams_ && options_.given_corpus != nullptr) {
@@ -132,7 +134,7 @@ class Compression {
       packed_.calibration = {
           {"digest", corpus_.digest}, {"tokens", corpus_.n_tokens()}, {"text", corpus_.origin}};
     }
-    QUERN_ASSIGN(packed_.basis, BasisChange::from_json(basis_.to_json()));
+    packed_.basis = basis_;
     job_ = {{"recipe", packed_.recipe},
             {"source", packed_.source_digest},
             {"calibration", packed_.calibration},

@@ -15,24 +15,12 @@ OutputTensor dense_tensor(std::string name, DType dtype, Shape shape, const floa
   return tensor;
 }
 
-const NormDesc& norm_desc(const ModelDesc& model, const WeightId& id) {
-  const LayerDesc& layer = model.layers[static_cast<size_t>(id.layer)];
-  return id.role == Role::kAttnNorm ? layer.attn_norm : layer.mlp_norm;
-}
-
 }  // namespace
 
 Status DenseTensors::add(const WeightPlan& weight, std::vector<OutputTensor>& out) const {
   const Shape shape = files_.store().shape(weight.id);
-  if (is_gain_folded(basis_, weight.id.role)) {
-    const double offset = norm_desc(files_.desc(), weight.id).gain_offset;
-    const std::vector<float> ones(static_cast<size_t>(weight.n_in),
-                                  static_cast<float>(1.0 - offset));
-    out.push_back(dense_tensor(weight.name, weight.dense_dtype, shape, ones.data()));
-  } else {
-    QUERN_ASSIGN(const Matrix<float> values, fused_.weight(weight.id));
-    out.push_back(dense_tensor(weight.name, weight.dense_dtype, shape, values.data()));
-  }
+  QUERN_ASSIGN(const Matrix<float> values, fused_.weight(weight.id));
+  out.push_back(dense_tensor(weight.name, weight.dense_dtype, shape, values.data()));
   return add_bias(weight, out);
 }
 

@@ -14,9 +14,8 @@ namespace quern {
 class DenseTensors {
  public:
   // All arguments must outlive this.
-  DenseTensors(const ModelFiles& files, const FusedSource& fused, const BasisChange& basis,
-               const OutputPlan& plan)
-      : files_(files), fused_(fused), basis_(basis), plan_(plan) {}
+  DenseTensors(const ModelFiles& files, const FusedSource& fused, const OutputPlan& plan)
+      : files_(files), fused_(fused), plan_(plan) {}
 
   // The weight and its bias.
   Status add(const WeightPlan& weight, std::vector<OutputTensor>& out) const;
@@ -26,7 +25,6 @@ class DenseTensors {
  private:
   const ModelFiles& files_;
   const FusedSource& fused_;
-  const BasisChange& basis_;
   const OutputPlan& plan_;
 };
 

@@ -41,7 +41,7 @@ Result<OutputPlan> OutputPlan::make(const ModelFiles& source, const Recipe& reci
       auto planes = weight.solver->codec().planes(weight.n_out, weight.n_in);
       if (!planes) return tl::unexpected(in_context(planes.error(), to_string(id)));
       weight.fate = Fate::kCoded;
-    } else if (is_changed(basis, id.role) || !store.is_in_order()) {
+    } else if (is_changed(basis, id) || !store.is_in_order()) {
       weight.fate = Fate::kDense;
     }
     if (weight.fate != Fate::kCopy) {

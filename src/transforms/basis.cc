@@ -3,214 +3,181 @@
 
 #include <fmt/format.h>
 
-#include <bit>
-
-#include "base/digest.h"
-#include "base/random.h"
-#include "kernels/hadamard.h"
+#include <algorithm>
 
 namespace quern {
 namespace {
 
-constexpr std::string_view kSiteNames[kSites] = {"residual", "value", "heads", "qk", "ffn"};
-constexpr int64_t kMaxSize = int64_t{1} << 24;
-// Of one site. An operator read from a file may take tens of megabytes before its size is compared
-// with the model's.
-constexpr size_t kMaxOperators = 8;
+constexpr std::string_view kSiteNames[kSites] = {"residual", "value",   "heads", "qk",
+                                                 "ffn",      "attn_in", "mlp_in"};
+constexpr int64_t kMaxLayers = 1 << 16;
 
-// x_j <- +-x_j. The signs are drawn from a seed; a digest in the file proves that reader and
-// writer drew the same.
-class Signs final : public Operator {
- public:
-  Signs(int64_t size, uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {
-    Random random(seed, stream);
-    signs_.resize(static_cast<size_t>(size));
-    for (int8_t& sign : signs_) sign = static_cast<int8_t>(random.sign());
+// The name of an operator's tensor in a model's files: the rank counts a site's operators of the
+// same layer.
+std::string tensor_name(Site site, int layer, size_t rank, std::string_view name) {
+  if (layer == BasisChange::kAllLayers) {
+    return fmt::format("quern.basis.{}.{}.{}", site_name(site), rank, name);
   }
-  int64_t size() const override { return static_cast<int64_t>(signs_.size()); }
-  void apply(float* x, int64_t count) const override { flip(x, count); }
-  void apply(double* x, int64_t count) const override { flip(x, count); }
-  void apply_inverse(float* x, int64_t count) const override { flip(x, count); }
-  void apply_inverse(double* x, int64_t count) const override { flip(x, count); }
-  int64_t flops() const override { return size(); }
-  std::string digest() const {
-    return digest_of({reinterpret_cast<const char*>(signs_.data()), signs_.size()});
-  }
-  Json to_json() const override {
-    return {{"op", "signs"},
-            {"size", size()},
-            {"seed", seed_},
-            {"stream", stream_},
-            {"digest", digest()}};
-  }
-
- private:
-  template <class T>
-  void flip(T* x, int64_t count) const {
-    for (int64_t start = 0; start < count; start += size()) {
-      for (int64_t j = 0; j < size(); ++j)
-        x[start + j] *= static_cast<T>(signs_[static_cast<size_t>(j)]);
-    }
-  }
-  uint64_t seed_, stream_;
-  std::vector<int8_t> signs_;
-};
-
-class HadamardOperator final : public Operator {
- public:
-  explicit HadamardOperator(HadamardPlan plan) : plan_(std::move(plan)) {}
-  int64_t size() const override { return plan_.n(); }
-  void apply(float* x, int64_t count) const override { plan_.apply_rows(rows(x, count)); }
-  void apply(double* x, int64_t count) const override { plan_.apply_rows(rows(x, count)); }
-  void apply_inverse(float* x, int64_t count) const override {
-    plan_.apply_rows_transposed(rows(x, count));
-  }
-  void apply_inverse(double* x, int64_t count) const override {
-    plan_.apply_rows_transposed(rows(x, count));
-  }
-  int64_t flops() const override {
-    const int64_t log2_inner = std::countr_zero(static_cast<uint64_t>(size() / plan_.k()));
-    return size() * (log2_inner + (plan_.k() > 1 ? plan_.k() : 0));
-  }
-  Json to_json() const override {
-    return {{"op", "hadamard"},
-            {"size", size()},
-            {"k", plan_.k()},
-            {"construction", plan_.construction()}};
-  }
-
- private:
-  template <class T>
-  MatrixView<T> rows(T* x, int64_t count) const {
-    return {x, count / size(), size()};
-  }
-  HadamardPlan plan_;
-};
-
-// (Had_heads (x) I): mixes the heads, entry by entry. Together with a Hadamard within each head it
-// is Had_heads (x) Had_d_head, which no single order for the product may replace.
-class HeadAxis final : public Operator {
- public:
-  HeadAxis(HadamardPlan plan, int64_t d_head) : plan_(std::move(plan)), d_head_(d_head) {}
-  int64_t size() const override { return plan_.n() * d_head_; }
-  void apply(float* x, int64_t count) const override { plan_.apply_heads(rows(x, count), d_head_); }
-  void apply(double* x, int64_t count) const override {
-    plan_.apply_heads(rows(x, count), d_head_);
-  }
-  void apply_inverse(float* x, int64_t count) const override {
-    plan_.apply_heads_transposed(rows(x, count), d_head_);
-  }
-  void apply_inverse(double* x, int64_t count) const override {
-    plan_.apply_heads_transposed(rows(x, count), d_head_);
-  }
-  int64_t flops() const override { return size() * plan_.n(); }
-  Json to_json() const override {
-    return {{"op", "head_axis"},
-            {"heads", plan_.n()},
-            {"d_head", d_head_},
-            {"k", plan_.k()},
-            {"construction", plan_.construction()}};
-  }
-
- private:
-  template <class T>
-  MatrixView<T> rows(T* x, int64_t count) const {
-    return {x, count / size(), size()};
-  }
-  HadamardPlan plan_;
-  int64_t d_head_;
-};
-
-Result<HadamardPlan> plan_from_json(const Json& json, int64_t size) {
-  QUERN_ASSIGN(const int64_t k, json_int(json, "k", 1, kMaxSize));
-  QUERN_ASSIGN(const std::string construction, json_string(json, "construction"));
-  return HadamardPlan::make_as(size, k, construction);
-}
-
-Result<std::unique_ptr<Operator>> operator_from_json(const Json& json) {
-  if (!json.is_object()) return error("basis: expected an object, got {}", json.type_name());
-  QUERN_ASSIGN(const std::string op, json_string(json, "op"));
-  if (op == "signs") {
-    constexpr int64_t kAny = int64_t{1} << 53;
-    QUERN_ASSIGN(const int64_t size, json_int(json, "size", 1, kMaxSize));
-    QUERN_ASSIGN(const int64_t seed, json_int(json, "seed", 0, kAny));
-    QUERN_ASSIGN(const int64_t stream, json_int(json, "stream", 0, kAny));
-    QUERN_ASSIGN(const std::string digest, json_string(json, "digest"));
-    auto signs =
-        std::make_unique<Signs>(size, static_cast<uint64_t>(seed), static_cast<uint64_t>(stream));
-    if (signs->digest() != digest) {
-      return error("basis: signs have digest {}, expected {}", signs->digest(), digest);
-    }
-    return signs;
-  }
-  if (op == "hadamard") {
-    QUERN_ASSIGN(const int64_t size, json_int(json, "size", 1, kMaxSize));
-    QUERN_ASSIGN(HadamardPlan plan, plan_from_json(json, size));
-    return std::make_unique<HadamardOperator>(std::move(plan));
-  }
-  if (op == "head_axis") {
-    QUERN_ASSIGN(const int64_t heads, json_int(json, "heads", 1, 1 << 16));
-    QUERN_ASSIGN(const int64_t d_head, json_int(json, "d_head", 1, 1 << 16));
-    if (heads * d_head > kMaxSize) return error("basis: head_axis of {} heads is too large", heads);
-    QUERN_ASSIGN(HadamardPlan plan, plan_from_json(json, heads));
-    return std::make_unique<HeadAxis>(std::move(plan), d_head);
-  }
-  return error("basis: no operator '{}'; the operators are signs, hadamard, head_axis", op);
+  return fmt::format("quern.basis.layers.{}.{}.{}.{}", layer, site_name(site), rank, name);
 }
 
 }  // namespace
 
 std::string_view site_name(Site site) { return kSiteNames[static_cast<size_t>(site)]; }
 
-std::unique_ptr<Operator> make_signs(int64_t size, uint64_t seed, uint64_t stream) {
-  return std::make_unique<Signs>(size, seed, stream);
+Chain Chain::after(size_t n) const {
+  Chain rest;
+  rest.operators_.assign(operators_.begin() + static_cast<std::ptrdiff_t>(n), operators_.end());
+  return rest;
 }
 
-Result<std::unique_ptr<Operator>> make_hadamard(int64_t size) {
-  QUERN_ASSIGN(HadamardPlan plan, HadamardPlan::make(size));
-  return std::make_unique<HadamardOperator>(std::move(plan));
+Chain Chain::first(size_t n) const {
+  Chain front;
+  front.operators_.assign(operators_.begin(), operators_.begin() + static_cast<std::ptrdiff_t>(n));
+  return front;
 }
 
-Result<std::unique_ptr<Operator>> make_head_axis(int64_t n_heads, int64_t d_head) {
-  QUERN_ASSIGN(HadamardPlan plan, HadamardPlan::make(n_heads));
-  return std::make_unique<HeadAxis>(std::move(plan), d_head);
+int64_t Chain::flops(int64_t count) const {
+  int64_t total = 0;
+  for (const OperatorPtr& op : operators_) total += op->flops() * (count / op->size());
+  return total;
+}
+
+int64_t Chain::bytes() const {
+  int64_t total = 0;
+  for (const OperatorPtr& op : operators_) total += op->bytes();
+  return total;
+}
+
+const Chain& BasisChange::at(Site site, int layer) const {
+  const SiteEntries& entries = sites_[static_cast<size_t>(site)];
+  const auto own = entries.own.find(layer);
+  return own == entries.own.end() ? entries.common : own->second;
+}
+
+void BasisChange::add(Site site, int layer, OperatorPtr op) {
+  insert(site, {stage_, layer, std::move(op)});
+}
+
+void BasisChange::insert(Site site, Entry entry) {
+  SiteEntries& at = sites_[static_cast<size_t>(site)];
+  const int layer = entry.layer;
+  const bool is_last = at.entries.empty() || at.entries.back().stage <= entry.stage;
+  if (layer != kAllLayers) at.own.try_emplace(layer, at.common);
+  if (is_last) {
+    if (layer == kAllLayers) {
+      at.common.add(entry.op);
+      for (auto& [own_layer, chain] : at.own) chain.add(entry.op);
+    } else {
+      at.own[layer].add(entry.op);
+    }
+    at.entries.push_back(std::move(entry));
+    return;
+  }
+  const auto place = std::upper_bound(at.entries.begin(), at.entries.end(), entry.stage,
+                                      [](int stage, const Entry& e) { return stage < e.stage; });
+  at.entries.insert(place, std::move(entry));
+  const auto chain_of = [&](int of_layer) {
+    Chain chain;
+    for (const Entry& e : at.entries) {
+      if (e.layer == kAllLayers || e.layer == of_layer) chain.add(e.op);
+    }
+    return chain;
+  };
+  at.common = chain_of(kAllLayers);
+  for (auto& [own_layer, chain] : at.own) chain = chain_of(own_layer);
 }
 
 bool BasisChange::empty() const {
-  for (const Chain& chain : chains_) {
-    if (!chain.empty()) return false;
+  for (int i = 0; i < kSites; ++i) {
+    if (!empty(static_cast<Site>(i))) return false;
   }
   return true;
+}
+
+bool BasisChange::empty(Site site) const {
+  const auto i = static_cast<size_t>(site);
+  return sites_[i].entries.empty() && !is_expected_[i];
+}
+
+BasisChange BasisChange::before_stage(int stage) const {
+  BasisChange part;
+  for (int i = 0; i < kSites; ++i) {
+    const auto site = static_cast<Site>(i);
+    for (const Entry& entry : sites_[static_cast<size_t>(i)].entries) {
+      if (entry.stage < stage || site == Site::kResidual) part.insert(site, entry);
+    }
+  }
+  part.stage_ = stage;
+  return part;
+}
+
+int BasisChange::last_layer() const {
+  int last = -1;
+  for (const SiteEntries& site : sites_) {
+    if (!site.own.empty()) last = std::max(last, site.own.rbegin()->first);
+  }
+  return last;
 }
 
 Json BasisChange::to_json() const {
   Json json = Json::object();
   for (int i = 0; i < kSites; ++i) {
-    for (const auto& op : chains_[static_cast<size_t>(i)].operators()) {
-      json[std::string(kSiteNames[i])].push_back(op->to_json());
+    for (const Entry& entry : sites_[static_cast<size_t>(i)].entries) {
+      Json op = entry.op->to_json();
+      if (entry.layer != kAllLayers) op["layer"] = entry.layer;
+      json[std::string(kSiteNames[i])].push_back(std::move(op));
     }
   }
   return json;
 }
 
-Result<BasisChange> BasisChange::from_json(const Json& json) {
+Result<BasisChange> BasisChange::from_json(const Json& json, const FindTensor& find) {
   if (!json.is_object()) return error("basis: expected an object, got {}", json.type_name());
   BasisChange basis;
-  for (const auto& [name, operators] : json.items()) {
-    int site = 0;
-    while (site < kSites && kSiteNames[site] != name) ++site;
-    if (site == kSites) return error("basis: no site '{}'", name);
-    if (!operators.is_array()) return error("basis: site '{}' is not a list", name);
-    if (operators.size() > kMaxOperators) {
-      return error("basis: site '{}' has {} operators, at most {}", name, operators.size(),
-                   kMaxOperators);
-    }
-    for (const Json& op : operators) {
-      QUERN_ASSIGN(auto parsed, operator_from_json(op));
-      basis.chains_[static_cast<size_t>(site)].add(std::move(parsed));
+  for (const auto& [name, list] : json.items()) {
+    int i = 0;
+    while (i < kSites && kSiteNames[i] != name) ++i;
+    if (i == kSites) return error("basis: no site '{}'", name);
+    if (!list.is_array()) return error("basis: site '{}' is not a list", name);
+    const auto site = static_cast<Site>(i);
+    std::map<int, size_t> ranks;
+    for (const Json& op : list) {
+      if (!op.is_object()) return error("basis: expected an object, got {}", op.type_name());
+      QUERN_ASSIGN(const int64_t given, json_int_or(op, "layer", 0, kMaxLayers, kAllLayers));
+      const auto layer = static_cast<int>(given);
+      if (site == Site::kResidual && layer != kAllLayers) {
+        return error("basis: site 'residual' has an operator for one layer");
+      }
+      const size_t rank = ranks[layer]++;
+      // Before the operator is made: one read from a file may take tens of megabytes.
+      if (ranks[layer] + (layer == kAllLayers ? 0 : ranks[kAllLayers]) > kMaxChain) {
+        return error("basis: site '{}' has {} operators, at most {}", name, list.size(), kMaxChain);
+      }
+      QUERN_ASSIGN(OperatorPtr parsed,
+                   read_operator(op, [&](std::string_view part) -> const TensorInfo* {
+                     return find ? find(tensor_name(site, layer, rank, part)) : nullptr;
+                   }));
+      basis.add(site, layer, std::move(parsed));
     }
   }
   return basis;
+}
+
+std::vector<OperatorTensor> BasisChange::tensors(int layer) const {
+  std::vector<OperatorTensor> found;
+  for (int i = 0; i < kSites; ++i) {
+    size_t rank = 0;
+    for (const Entry& entry : sites_[static_cast<size_t>(i)].entries) {
+      if (entry.layer != layer) continue;
+      for (OperatorTensor& tensor : entry.op->tensors()) {
+        tensor.name = tensor_name(static_cast<Site>(i), layer, rank, tensor.name);
+        found.push_back(std::move(tensor));
+      }
+      ++rank;
+    }
+  }
+  return found;
 }
 
 }  // namespace quern

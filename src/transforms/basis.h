@@ -1,52 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
-// Orthogonal operators and the sites of a decoder where they may stand.
+// The basis a model is in: operators at the sites of a decoder, for all layers or for one.
 //
-// Convention: activations are rows and an operator maps x -> x M^T. A weight W [n_out, n_in] that
-// reads a changed input gets the same map on its rows, W <- W M^T; one that writes into a changed
-// basis gets it on its columns, W <- M W. No operator needs to be symmetric for that.
+// What of a chain folds into weights and what runs online is decided in model/fuse.h alone.
 #pragma once
 
 #include <array>
 #include <cstdint>
-#include <memory>
+#include <map>
+#include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/status.h"
-#include "formats/json.h"
+#include "transforms/operator.h"
 
 namespace quern {
-
-// An orthogonal operator on consecutive stretches of `size()` values.
-class Operator {
- public:
-  virtual ~Operator() = default;
-  virtual int64_t size() const = 0;
-  // In place on `count` values, a multiple of size().
-  virtual void apply(float* x, int64_t count) const = 0;
-  virtual void apply(double* x, int64_t count) const = 0;
-  virtual void apply_inverse(float* x, int64_t count) const = 0;
-  virtual void apply_inverse(double* x, int64_t count) const = 0;
-  virtual int64_t flops() const = 0;  // of one application to size() values
-  virtual Json to_json() const = 0;
-};
 
 enum class Site : uint8_t {
   kResidual,  // the stream between layers: online after the embedding and before the final norm
   kValue,     // value and attention output within each head: wholly fused
-  kHeads,     // across the heads of the input of o: online
+  kHeads,     // across the heads of the input of o, behind kValue: online
   kQk,        // query and key after RoPE, within each head: online
-  kFfn,       // input of down: online
+  kFfn,       // input of down, not of shared experts: online
+  kAttnIn,    // what q, k, v read: online behind the norm
+  kMlpIn,     // what gate, up and routers read: online behind the norm
 };
-constexpr int kSites = 5;
+constexpr int kSites = 7;
 std::string_view site_name(Site site);
 
-// Operators applied one after another.
+// Operators of one site in one layer.
+constexpr size_t kMaxChain = 8;
+
+// Operators applied one after another. A copy shares them.
 class Chain {
  public:
   bool empty() const { return operators_.empty(); }
-  void add(std::unique_ptr<Operator> op) { operators_.push_back(std::move(op)); }
-  const std::vector<std::unique_ptr<Operator>>& operators() const { return operators_; }
+  void add(OperatorPtr op) { operators_.push_back(std::move(op)); }
+  const std::vector<OperatorPtr>& operators() const { return operators_; }
+  // Without the first n operators; their first n.
+  Chain after(size_t n) const;
+  Chain first(size_t n) const;
 
   template <class T>
   void apply(T* x, int64_t count) const {
@@ -58,28 +52,68 @@ class Chain {
       (*op)->apply_inverse(x, count);
     }
   }
+  // (M_2 M_1)^-T = M_2^-T M_1^-T: in the order of apply.
+  template <class T>
+  void apply_inverse_transpose(T* x, int64_t count) const {
+    for (const auto& op : operators_) op->apply_inverse_transpose(x, count);
+  }
+  int64_t flops(int64_t count) const;  // of one application to `count` values
+  int64_t bytes() const;
 
  private:
-  std::vector<std::unique_ptr<Operator>> operators_;
+  std::vector<OperatorPtr> operators_;
 };
 
-// The basis a model is in: one chain per site, the same in every layer.
+// Chains by site and layer, with an order of stages: what an earlier stage of a recipe adds stands
+// before what a later one adds, whichever is added first. kResidual has one chain for all layers.
 class BasisChange {
  public:
-  const Chain& at(Site site) const { return chains_[static_cast<size_t>(site)]; }
-  Chain& at(Site site) { return chains_[static_cast<size_t>(site)]; }
+  static constexpr int kAllLayers = -1;
+
+  // The operators of a site in a layer; with kAllLayers those that every layer has.
+  const Chain& at(Site site, int layer = kAllLayers) const;
+  // Behind all operators of the site that this stage and those before it added.
+  void add(Site site, OperatorPtr op) { add(site, kAllLayers, std::move(op)); }
+  void add(Site site, int layer, OperatorPtr op);
+  // Later calls of `add` and `expect` belong to this stage (from 0).
+  void begin_stage(int stage) { stage_ = stage; }
+  // Says that a fitted transform will add operators at a site, so that weights around it are
+  // planned as changed before any operator is known.
+  void expect(Site site) { is_expected_[static_cast<size_t>(site)] = true; }
+
+  bool is_expected(Site site) const { return is_expected_[static_cast<size_t>(site)]; }
+
   bool empty() const;
-  Json to_json() const;  // {"residual": [{"op": "signs", ...}, ...], ...}
-  static Result<BasisChange> from_json(const Json& json);
+  // Whether no layer has or will have an operator there.
+  bool empty(Site site) const;
+  // Without what stages from `stage` on added, but for kResidual: of that all.
+  BasisChange before_stage(int stage) const;
+  int last_layer() const;  // the highest layer with operators of its own; -1: none
+
+  // {"residual": [{"op": "signs", ...}, {"op": "diagonal", "layer": 3, ...}], ...}
+  Json to_json() const;
+  // `find` looks up tensors of the model's files; null: there are none.
+  static Result<BasisChange> from_json(const Json& json, const FindTensor& find = nullptr);
+
+  // The tensors of a layer's own operators (of kAllLayers: of the common ones), under the names
+  // they have in the model's files.
+  std::vector<OperatorTensor> tensors(int layer) const;
 
  private:
-  std::array<Chain, kSites> chains_;
-};
+  struct Entry {
+    int stage = 0, layer = kAllLayers;
+    OperatorPtr op;
+  };
+  struct SiteEntries {
+    std::vector<Entry> entries;  // in the order of the stages
+    Chain common;
+    std::map<int, Chain> own;  // of layers with entries of their own
+  };
+  void insert(Site site, Entry entry);
 
-std::unique_ptr<Operator> make_signs(int64_t size, uint64_t seed, uint64_t stream);
-// n = K * 2^p as kernels/hadamard.h constructs it; fails when no construction is known.
-Result<std::unique_ptr<Operator>> make_hadamard(int64_t size);
-// Hadamard over the head axis of [n_heads, d_head].
-Result<std::unique_ptr<Operator>> make_head_axis(int64_t n_heads, int64_t d_head);
+  std::array<SiteEntries, kSites> sites_;
+  std::array<bool, kSites> is_expected_{};
+  int stage_ = 0;
+};
 
 }  // namespace quern

@@ -93,11 +93,10 @@ class Rotate final : public Transform {
   std::string add(const ModelDesc& model, Site site, uint64_t seed, BasisChange& basis,
                   std::vector<std::string>& notes) const {
     const AttentionDesc& attention = model.layers[0].attention;
-    Chain& chain = basis.at(site);
     if (site == Site::kHeads) {
       auto op = make_head_axis(attention.n_heads, attention.d_head);
       if (!op) return op.error().message;
-      chain.add(std::move(*op));
+      basis.add(site, std::move(*op));
       return {};
     }
     const int64_t size = site == Site::kResidual ? model.d_model
@@ -112,8 +111,8 @@ class Rotate final : public Transform {
       op = make_hadamard(block);
       QUERN_CHECK(op.has_value());
     }
-    if (is_random_) chain.add(make_signs(size, seed, static_cast<uint64_t>(site)));
-    chain.add(std::move(*op));
+    if (is_random_) basis.add(site, make_signs(size, seed, static_cast<uint64_t>(site)));
+    basis.add(site, std::move(*op));
     return {};
   }
 

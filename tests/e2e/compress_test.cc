@@ -65,7 +65,7 @@ EvalResult divergence(const Model& model, const Model& base) {
 
 // Whether W may differ from the source: its rows or columns turned, or its norm's gain taken up.
 bool is_turned(const BasisChange& basis, const WeightId& id) {
-  return !basis.empty() && is_changed(basis, id.role);
+  return !basis.empty() && is_changed(basis, id);
 }
 
 void expect_untouched_weights(const ModelFiles& source, const ModelFiles& output) {
