@@ -206,8 +206,8 @@ void online(benchmark::State& state, const Chain& chain, int64_t n) {
 }
 
 void register_online() {
-  const auto add = [](const std::string& name, int64_t n, std::unique_ptr<Operator> signs,
-                      Result<std::unique_ptr<Operator>> op) {
+  const auto add = [](const std::string& name, int64_t n, OperatorPtr signs,
+                      Result<OperatorPtr> op) {
     const auto chain = std::make_shared<Chain>();
     if (signs != nullptr) chain->add(std::move(signs));
     chain->add(*std::move(op));

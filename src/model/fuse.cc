@@ -166,7 +166,8 @@ bool is_changed(const BasisChange& basis, const WeightId& id) {
   const auto writes = [&](Site site) {
     if (site == Site::kResidual || site == Site::kValue) return reads(site);
     const auto& operators = basis.at(site, id.layer).operators();
-    const bool may_fold = !operators.empty() && operators[0]->kind() != OperatorKind::kOther;
+    const OperatorKind first = operators.empty() ? OperatorKind::kOther : operators[0]->kind();
+    const bool may_fold = first == OperatorKind::kDiagonal || first == OperatorKind::kPermutation;
     return may_fold || basis.is_expected(site);
   };
   return std::any_of(in.begin(), in.end(), reads) || std::any_of(out.begin(), out.end(), writes);

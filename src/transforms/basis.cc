@@ -25,15 +25,25 @@ std::string tensor_name(Site site, int layer, size_t rank, std::string_view name
 
 std::string_view site_name(Site site) { return kSiteNames[static_cast<size_t>(site)]; }
 
+void Chain::add(OperatorPtr op) {
+  OperatorPtr joined = steps_.empty() ? nullptr : op->joined(steps_.back());
+  if (joined != nullptr) {
+    steps_.back() = std::move(joined);
+  } else {
+    steps_.push_back(op);
+  }
+  operators_.push_back(std::move(op));
+}
+
 Chain Chain::after(size_t n) const {
   Chain rest;
-  rest.operators_.assign(operators_.begin() + static_cast<std::ptrdiff_t>(n), operators_.end());
+  for (size_t i = n; i < operators_.size(); ++i) rest.add(operators_[i]);
   return rest;
 }
 
 Chain Chain::first(size_t n) const {
   Chain front;
-  front.operators_.assign(operators_.begin(), operators_.begin() + static_cast<std::ptrdiff_t>(n));
+  for (size_t i = 0; i < n; ++i) front.add(operators_[i]);
   return front;
 }
 

@@ -36,7 +36,7 @@ constexpr size_t kMaxChain = 8;
 class Chain {
  public:
   bool empty() const { return operators_.empty(); }
-  void add(OperatorPtr op) { operators_.push_back(std::move(op)); }
+  void add(OperatorPtr op);
   const std::vector<OperatorPtr>& operators() const { return operators_; }
   // Without the first n operators; their first n.
   Chain after(size_t n) const;
@@ -44,7 +44,7 @@ class Chain {
 
   template <class T>
   void apply(T* x, int64_t count) const {
-    for (const auto& op : operators_) op->apply(x, count);
+    for (const auto& op : steps_) op->apply(x, count);
   }
   template <class T>
   void apply_inverse(T* x, int64_t count) const {
@@ -62,6 +62,7 @@ class Chain {
 
  private:
   std::vector<OperatorPtr> operators_;
+  std::vector<OperatorPtr> steps_;  // the same in fewer passes
 };
 
 // Chains by site and layer, with an order of stages: what an earlier stage of a recipe adds stands

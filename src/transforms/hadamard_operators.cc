@@ -6,6 +6,8 @@
 #include "base/digest.h"
 #include "base/random.h"
 #include "kernels/hadamard.h"
+#include "kernels/kernels.h"
+#include "tensor/matrix.h"
 #include "transforms/operator.h"
 
 namespace quern {
@@ -18,8 +20,9 @@ class Signs final : public Operator {
   Signs(int64_t size, uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {
     Random random(seed, stream);
     signs_.resize(static_cast<size_t>(size));
-    for (int8_t& sign : signs_) sign = static_cast<int8_t>(random.sign());
+    for (float& sign : signs_) sign = static_cast<float>(random.sign());
   }
+  OperatorKind kind() const override { return OperatorKind::kSigns; }
   bool is_orthogonal() const override { return true; }
   int64_t size() const override { return static_cast<int64_t>(signs_.size()); }
   void apply(float* x, int64_t count) const override { flip(x, count); }
@@ -27,9 +30,12 @@ class Signs final : public Operator {
   void apply_inverse(float* x, int64_t count) const override { flip(x, count); }
   void apply_inverse(double* x, int64_t count) const override { flip(x, count); }
   int64_t flops() const override { return size(); }
-  int64_t bytes() const override { return size(); }
+  int64_t bytes() const override { return size() * static_cast<int64_t>(sizeof(float)); }
+  const float* data() const { return signs_.data(); }
   std::string digest() const {
-    return digest_of({reinterpret_cast<const char*>(signs_.data()), signs_.size()});
+    std::string bytes;
+    for (const float sign : signs_) bytes += static_cast<char>(sign);
+    return digest_of(bytes);
   }
   Json to_json() const override {
     return {{"op", "signs"},
@@ -40,15 +46,18 @@ class Signs final : public Operator {
   }
 
  private:
-  template <class T>
-  void flip(T* x, int64_t count) const {
+  void flip(float* x, int64_t count) const {
+    for (int64_t i = 0; i < count; i += size()) {
+      kernels().multiply(x + i, signs_.data(), size(), x + i);
+    }
+  }
+  void flip(double* x, int64_t count) const {
     for (int64_t start = 0; start < count; start += size()) {
-      for (int64_t j = 0; j < size(); ++j)
-        x[start + j] *= static_cast<T>(signs_[static_cast<size_t>(j)]);
+      for (int64_t j = 0; j < size(); ++j) x[start + j] *= signs_[static_cast<size_t>(j)];
     }
   }
   uint64_t seed_, stream_;
-  std::vector<int8_t> signs_;
+  AlignedVector<float> signs_;
 };
 
 class HadamardOperator final : public Operator {
@@ -75,6 +84,8 @@ class HadamardOperator final : public Operator {
             {"k", plan_.k()},
             {"construction", plan_.construction()}};
   }
+  OperatorPtr joined(const OperatorPtr& before) const override;
+  const HadamardPlan& plan() const { return plan_; }
 
  private:
   template <class T>
@@ -83,6 +94,43 @@ class HadamardOperator final : public Operator {
   }
   HadamardPlan plan_;
 };
+
+// Signs, then Hadamard matrices, in the passes of the latter.
+class SignedHadamard final : public Operator {
+ public:
+  SignedHadamard(std::shared_ptr<const Signs> signs, HadamardPlan plan)
+      : signs_(std::move(signs)), plan_(std::move(plan)) {}
+  bool is_orthogonal() const override { return true; }
+  int64_t size() const override { return signs_->size(); }
+  void apply(float* x, int64_t count) const override {
+    for (int64_t i = 0; i < count; i += plan_.n()) {
+      plan_.apply_signed_rows({x + i, 1, plan_.n()}, signs_->data() + i % size());
+    }
+  }
+  void apply(double* x, int64_t count) const override {
+    signs_->apply(x, count);
+    plan_.apply_rows({x, count / plan_.n(), plan_.n()});
+  }
+  void apply_inverse(float* x, int64_t count) const override { undo(x, count); }
+  void apply_inverse(double* x, int64_t count) const override { undo(x, count); }
+  int64_t bytes() const override { return signs_->bytes(); }
+  int64_t flops() const override { return signs_->flops(); }
+  Json to_json() const override { return {}; }  // no file holds it
+
+ private:
+  template <class T>
+  void undo(T* x, int64_t count) const {
+    plan_.apply_rows_transposed(MatrixView<T>(x, count / plan_.n(), plan_.n()));
+    signs_->apply_inverse(x, count);
+  }
+  std::shared_ptr<const Signs> signs_;
+  HadamardPlan plan_;
+};
+
+OperatorPtr HadamardOperator::joined(const OperatorPtr& before) const {
+  if (before->kind() != OperatorKind::kSigns || before->size() % size() != 0) return nullptr;
+  return std::make_shared<SignedHadamard>(std::static_pointer_cast<const Signs>(before), plan_);
+}
 
 // (Had_heads (x) I): mixes the heads, entry by entry. Together with a Hadamard within each head it
 // is Had_heads (x) Had_d_head, which no single order for the product may replace.

@@ -34,8 +34,9 @@ struct OperatorTensor {
 using FindTensor = std::function<const TensorInfo*(std::string_view name)>;
 
 // What may fold into the writer of an operator's input (model/fuse decides): scaling each value by
-// itself, or reordering them, passes through an elementwise product.
-enum class OperatorKind : uint8_t { kDiagonal, kPermutation, kOther };
+// itself, or reordering them, passes through an elementwise product. Signs are made by make_signs
+// alone.
+enum class OperatorKind : uint8_t { kDiagonal, kPermutation, kSigns, kOther };
 
 // An invertible map of `size()` values, for consecutive stretches of that many. Immutable, safe to
 // use from many threads. Numbers are representable in single precision, so that what a file gives
@@ -60,6 +61,12 @@ class Operator {
   virtual int64_t bytes() const = 0;
   virtual Json to_json() const = 0;  // {"op": name, ...}
   virtual std::vector<OperatorTensor> tensors() const { return {}; }
+  // An operator that does `before` and then this one in fewer passes, with the same bits, for
+  // running alone; null where there is none.
+  virtual std::shared_ptr<const Operator> joined(
+      const std::shared_ptr<const Operator>& /*before*/) const {
+    return nullptr;
+  }
 };
 using OperatorPtr = std::shared_ptr<const Operator>;
 
