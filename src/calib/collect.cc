@@ -2,7 +2,9 @@
 #include "calib/collect.h"
 
 #include <algorithm>
+#include <utility>
 
+#include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
 #include "linalg/cholesky.h"
@@ -16,9 +18,55 @@ bool InputTap::input(Role role, int expert, MatrixView<const float> x) {
   return false;
 }
 
-bool GramTap::input(Role role, int expert, MatrixView<const float> x) {
+namespace {
+
+constexpr int kAll = -2;  // of all experts
+
+// Rows as weights with such a rounding read them, in `rounded` where that changes them.
+MatrixView<const float> as_read(const std::shared_ptr<const ActRounding>& rounding,
+                                MatrixView<const float> x, Matrix<float>& rounded) {
+  if (rounding == nullptr) return x;
+  rounded = Matrix<float>(x.rows, x.cols);
+  parallel_for(x.rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) rounding->values(x.row(i), x.cols, rounded.row(i));
+  });
+  return std::as_const(rounded).view();
+}
+
+}  // namespace
+
+bool RangeTap::input(Role role, int expert, MatrixView<const float> x) {
+  if (role != role_) return true;
+  for (const int which : {expert, kAll}) {
+    Range& range = ranges_[which];
+    range.low.resize(static_cast<size_t>(x.cols));
+    range.high.resize(static_cast<size_t>(x.cols));
+    for (int64_t i = 0; i < x.rows; ++i) {
+      for (int64_t j = 0; j < x.cols; ++j) {
+        float& low = range.low[static_cast<size_t>(j)];
+        float& high = range.high[static_cast<size_t>(j)];
+        low = std::min(low, x(i, j));
+        high = std::max(high, x(i, j));
+      }
+    }
+  }
+  return true;
+}
+
+std::shared_ptr<const ActRounding> RangeTap::rounding(std::shared_ptr<const ActQuantizer> act,
+                                                      int expert) const {
+  auto it = ranges_.find(expert);
+  if (it == ranges_.end()) it = ranges_.find(kAll);
+  QUERN_CHECK(it != ranges_.end());
+  std::vector<float> ranges = act->ranges(it->second.low, it->second.high);
+  return std::make_shared<const ActRounding>(ActRounding{std::move(act), std::move(ranges)});
+}
+
+bool GramTap::input(Role role, int expert, MatrixView<const float> read) {
   if (role != role_) return true;
   if (expert >= first_expert_ && expert <= last_expert_) {
+    Matrix<float> rounded;
+    const MatrixView<const float> x = as_read(roundings_[expert], read, rounded);
     Gram& gram = grams_[expert];
     if (gram.sum.empty()) gram.sum = Matrix<double>(x.cols, x.cols);
     accumulate_gram(x, gram.sum.view());

@@ -29,6 +29,25 @@ class InputTap final : public LayerTap {
   Matrix<float> rows_;
 };
 
+// The least and the largest value of each column that one group of weights reads, and zero.
+class RangeTap final : public LayerTap {
+ public:
+  explicit RangeTap(Role role) : role_(role) {}
+  bool input(Role role, int expert, MatrixView<const float> x) override;
+
+  // `act` with its ranges for the weights of one expert (-1: the one dense MLP). An expert that no
+  // row reached takes those of all.
+  std::shared_ptr<const ActRounding> rounding(std::shared_ptr<const ActQuantizer> act,
+                                              int expert) const;
+
+ private:
+  struct Range {
+    std::vector<float> low, high;
+  };
+  Role role_;
+  std::map<int, Range> ranges_;  // by expert; kAll: of all together
+};
+
 // Gathers the Gram matrices of one role (kQ stands for q, k, v; kGate for gate and up) for the
 // experts in [first_expert, last_expert], or for the one dense MLP (-1, -1), then ends the layer.
 class GramTap final : public LayerTap {
@@ -37,6 +56,10 @@ class GramTap final : public LayerTap {
       : role_(role), first_expert_(first_expert), last_expert_(last_expert) {}
 
   bool input(Role role, int expert, MatrixView<const float> x) override;
+  // How the weights of an expert round what they read: statistics are of the rounded rows.
+  void round(int expert, std::shared_ptr<const ActRounding> rounding) {
+    roundings_[expert] = std::move(rounding);
+  }
   // What the original model's weights read for the rows that come next; for the dense MLP only.
   void expect(const Matrix<float>* source) { source_ = source; }
 
@@ -54,6 +77,7 @@ class GramTap final : public LayerTap {
   int first_expert_, last_expert_;
   std::map<int, Gram> grams_;
   std::map<int, bool> is_mean_;
+  std::map<int, std::shared_ptr<const ActRounding>> roundings_;
   const Matrix<float>* source_ = nullptr;
 };
 

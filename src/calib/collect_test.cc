@@ -85,5 +85,56 @@ TEST(Drift, NothingExpectedOrNothingReadGivesNone) {
   EXPECT_TRUE(tap.drift(-1, 0.01).empty());
 }
 
+std::shared_ptr<const ActRounding> rounding(std::string_view text) {
+  return std::make_shared<ActRounding>(ActRounding{*make_act(text), {}});
+}
+
+// Weights are coded for what they will read.
+TEST(GramTap, SumsUpRoundedRows) {
+  const Matrix<float> x = gaussian(50, kIn, 5);
+  Matrix<float> rounded(50, kIn);
+  const auto act = rounding("int(3)");
+  for (int64_t i = 0; i < 50; ++i) act->values(x.row(i), kIn, rounded.row(i));
+  GramTap with(Role::kQ, -1, -1), of_rounded(Role::kQ, -1, -1), plain(Role::kQ, -1, -1);
+  with.round(-1, act);
+  for (GramTap* tap : {&with, &plain}) {
+    tap->expect(&x);
+    tap->input(Role::kQ, -1, x.view());
+  }
+  of_rounded.expect(&x);
+  of_rounded.input(Role::kQ, -1, rounded.view());
+  const auto a = with.hessian(-1), b = of_rounded.hessian(-1), c = plain.hessian(-1);
+  double difference = 0;
+  for (int64_t i = 0; i < kIn; ++i) {
+    for (int64_t j = 0; j < kIn; ++j) {
+      EXPECT_EQ(a(i, j), b(i, j));
+      difference += std::abs(a(i, j) - c(i, j));
+    }
+  }
+  EXPECT_GT(difference, 0);
+  EXPECT_TRUE(with.drift(-1, 0.01) == of_rounded.drift(-1, 0.01));
+  EXPECT_FALSE(with.drift(-1, 0.01) == plain.drift(-1, 0.01));
+}
+
+TEST(RangeTap, KeepsTheEndsOfEveryExpertAndOfAll) {
+  RangeTap tap(Role::kDown);
+  Matrix<float> first = gaussian(20, 32, 6), second = gaussian(20, 32, 7);
+  first(3, 4) = 9;
+  second(5, 30) = -11;
+  tap.input(Role::kDown, 0, first.view());
+  tap.input(Role::kDown, 2, second.view());
+  tap.input(Role::kGate, 0, gaussian(2, 64, 8).view());
+  const std::shared_ptr<const ActQuantizer> act = *make_act("int(8, per=tensor, scale=static)");
+  EXPECT_EQ(tap.rounding(act, 0)->ranges, std::vector<float>{9});
+  EXPECT_EQ(tap.rounding(act, 2)->ranges, std::vector<float>{11});
+  EXPECT_EQ(tap.rounding(act, 1)->ranges, std::vector<float>{11}) << "no row reached it";
+  const std::shared_ptr<const ActQuantizer> grouped =
+      *make_act("int(7, per=group, group=16, sym=false, scale=static)");
+  const std::vector<float> ranges = tap.rounding(grouped, 0)->ranges;
+  ASSERT_EQ(ranges.size(), 4u);
+  EXPECT_EQ(ranges[1], 9);
+  EXPECT_LT(ranges[0], 0);
+}
+
 }  // namespace
 }  // namespace quern

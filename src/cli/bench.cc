@@ -40,13 +40,20 @@ Json to_json(const Roofline& roofline) {
   return json;
 }
 
+// As the model says, or where it does not, as the reader chose.
+std::string activations_text(const BenchOptions& o, const Model& model) {
+  const std::string acts = act_names(model);
+  if (!acts.empty()) return acts;
+  return o.synthetic.activations == Activations::kInt8 ? "int8" : "exact";
+}
+
 Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed) {
   const double reads_per_second =
       speed.generated.median() / static_cast<double>(o.speed.n_sequences);
   const auto bytes = static_cast<double>(model.bytes_per_token());
   return {{"model", valid_utf8(o.shape.empty() ? o.model : o.shape)},
           {"codec", codec_names(model)},
-          {"activations", o.synthetic.activations == Activations::kInt8 ? "int8" : "exact"},
+          {"activations", activations_text(o, model)},
           {"isa", isa_name(best_isa())},
           {"threads", thread_count()},
           {"n_prompt", o.speed.n_prompt},
@@ -64,12 +71,12 @@ Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed
 
 // The limit over a prompt: that of the instructions which multiply most of the weights. Coded ones
 // may be multiplied as integers, dense ones never are.
-std::string prompt_peak(const BenchOptions& o, const Model& model) {
-  double coded = 0, dense = 0;
+std::string prompt_peak(const Model& model) {
+  double integers = 0, floats = 0;
   model.for_each_linear([&](const LinearWeight& weight) {
-    (weight.codec == nullptr ? dense : coded) += static_cast<double>(weight.n_out * weight.n_in);
+    (weight.is_int8() ? integers : floats) += static_cast<double>(weight.n_out * weight.n_in);
   });
-  const bool is_int8 = coded > dense && o.synthetic.activations == Activations::kInt8;
+  const bool is_int8 = integers > floats;
   if (is_int8 && best_isa() == Isa::kAmx) return "int8_amx";
   if (is_int8 && best_isa() == Isa::kAvx512) return "int8_vnni";
   return fmt::format("fp32_{}", isa_name(kernels().isa));
@@ -81,7 +88,7 @@ void add_shares(const BenchOptions& o, const Model& model, const SpeedResult& sp
   const WeightWork work = weight_work(model);
   const auto n = static_cast<double>(o.speed.n_prompt);
   const double operations = 2 * (work.per_token + work.per_head / n) * speed.prompt.median();
-  const std::string peak = prompt_peak(o, model);
+  const std::string peak = prompt_peak(model);
   json["bandwidth_share"] =
       json["weight_gb_per_second"].get<double>() * 1e9 / roofline.read.all_threads;
   json["prompt_peak"] = peak;
@@ -170,6 +177,9 @@ Action declare_bench(CLI::App& app) {
                  "of the layers of --shape: 'int(4, group=64)', f32, f16, bf16; default: f16");
   app.add_option("--head-codec", o->synthetic.head_codec,
                  "of the embedding and head of --shape; default: as --codec");
+  app.add_option("--act", o->synthetic.act,
+                 "how coded layers of --shape round their inputs: 'int(8)'; default: as "
+                 "--activations says");
   app.add_flag("--roofline", o->roofline,
                "first measure the machine's limits, and report shares of them");
   app.add_option("-p,--n-prompt", o->speed.n_prompt, "prompt tokens")

@@ -235,7 +235,7 @@ Result<Row> compress_one(const CompareOptions& o, const std::string& text, Progr
     }
     return !interrupted();
   };
-  if (recipe.needs_hessian()) {
+  if (recipe.needs_calibration()) {
     if (!corpus) {
       QUERN_ASSIGN(corpus, gather_corpus(options));
     }

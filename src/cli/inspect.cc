@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <map>
 #include <memory>
 
@@ -8,7 +9,7 @@ namespace quern::cli {
 namespace {
 
 struct Row {
-  std::string name, kind;
+  std::string name, kind, act;
   int64_t n_weights = 0;
   uint64_t bytes = 0;
   double error = -1;
@@ -29,6 +30,7 @@ std::vector<Row> rows_of(const ModelFiles& files) {
     if (const auto packed = files.packed().tensors.find(weight);
         packed != files.packed().tensors.end()) {
       row.kind = packed->second.codec->spec();
+      if (packed->second.act != nullptr) row.act = packed->second.act->spec();
       row.n_weights = packed->second.n_out * packed->second.n_in;
       row.error = packed->second.error;
     } else {
@@ -68,14 +70,18 @@ void print_rows(const ModelFiles& files, const std::vector<Row>& rows, uint64_t 
     fmt::print("source       {}\n", packed.source_digest);
     fmt::print("written by   quern {}\n", packed.quern_version);
   }
-  fmt::print("{:56} {:>28} {:>12} {:>8} {:>10}\n", "tensor", "kind", "bytes", "bpw", "error");
+  const bool has_act =
+      std::any_of(rows.begin(), rows.end(), [](const Row& row) { return !row.act.empty(); });
+  fmt::print("{:56} {:>28} {:>12} {:>8} {:>10}{}\n", "tensor", "kind", "bytes", "bpw", "error",
+             has_act ? "  inputs" : "");
   uint64_t total = 0;
   for (const Row& row : rows) {
     const double bpw = row.n_weights > 0 ? 8.0 * static_cast<double>(row.bytes) /
                                                static_cast<double>(row.n_weights)
                                          : 0;
-    fmt::print("{:56} {:>28} {:>12} {:>8.3f} {:>10}\n", row.name, row.kind, row.bytes, bpw,
-               row.error >= 0 ? fmt::format("{:.3e}", row.error) : "");
+    fmt::print("{:56} {:>28} {:>12} {:>8.3f} {:>10}{}{}\n", row.name, row.kind, row.bytes, bpw,
+               row.error >= 0 ? fmt::format("{:.3e}", row.error) : "", row.act.empty() ? "" : "  ",
+               row.act);
     total += row.bytes;
   }
   fmt::print("{:56} {:>28} {:>12}\n", "headers", "", files.weight_bytes() - total);
@@ -111,6 +117,7 @@ Action declare_inspect(CLI::App& app) {
       Json item = {
           {"name", row.name}, {"kind", row.kind}, {"weights", row.n_weights}, {"bytes", row.bytes}};
       if (row.error >= 0) item["error"] = row.error;
+      if (!row.act.empty()) item["act"] = row.act;
       list.push_back(std::move(item));
     }
     Json json = {{"arch", files->desc().arch},        {"params", files->n_params()},

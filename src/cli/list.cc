@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "activations/act_quantizer.h"
 #include "cli/command.h"
 #include "codecs/codec.h"
 #include "codecs/measure.h"
@@ -51,6 +52,7 @@ Json everything() {
   }
   return {{"codecs", rows_json(codecs())},
           {"transforms", rows_json(transforms())},
+          {"activations", rows_json(act_quantizers())},
           {"solvers", rows_json(solvers())},
           {"recipes", std::move(recipes_json)},
           {"architectures", std::move(archs_json)}};
@@ -120,8 +122,9 @@ Action declare_list(CLI::App& app) {
   };
   const auto o = std::make_shared<Options>();
   app.add_option("WHAT", o->what,
-                 "codecs, transforms, solvers, recipes or architectures; default: all")
-      ->check(CLI::IsMember({"codecs", "transforms", "solvers", "recipes", "architectures"}));
+                 "codecs, transforms, activations, solvers, recipes or architectures; default: all")
+      ->check(CLI::IsMember(
+          {"codecs", "transforms", "activations", "solvers", "recipes", "architectures"}));
   app.add_flag("--measure", o->measure,
                "code Gaussian numbers with every codec: bits, error, speed");
   app.add_option("--codec", o->spec, "measure this codec alone, as 'int(4, group=64)'");

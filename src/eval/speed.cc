@@ -117,18 +117,36 @@ WeightWork weight_work(const Model& model) {
   return {work.per_token - last, last};
 }
 
-std::string codec_names(const Model& model) {
+namespace {
+
+// What `name` says of the matrices, each once, in order of appearance; empty names are left out.
+std::string names_of(const Model& model,
+                     const std::function<std::string(const LinearWeight&)>& name) {
   std::vector<std::string> names;
   model.for_each_linear([&](const LinearWeight& weight) {
-    std::string name;
-    if (weight.codec != nullptr) {
-      name = weight.codec->spec();
-    } else {
-      for (const char c : dtype_name(weight.dtype)) name += static_cast<char>(std::tolower(c));
-    }
-    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+    const std::string text = name(weight);
+    if (text.empty() || std::find(names.begin(), names.end(), text) != names.end()) return;
+    names.push_back(text);
   });
   return fmt::format("{}", fmt::join(names, ", "));
+}
+
+}  // namespace
+
+std::string codec_names(const Model& model) {
+  return names_of(model, [](const LinearWeight& weight) {
+    if (weight.codec != nullptr) return weight.codec->spec();
+    std::string name;
+    for (const char c : dtype_name(weight.dtype)) name += static_cast<char>(std::tolower(c));
+    return name;
+  });
+}
+
+std::string act_names(const Model& model) {
+  return names_of(model, [](const LinearWeight& weight) {
+    return weight.codec == nullptr || weight.rounding == nullptr ? std::string()
+                                                                 : weight.rounding->act->spec();
+  });
 }
 
 double measure_decoding(const Model& model) {

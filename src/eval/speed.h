@@ -46,6 +46,9 @@ WeightWork weight_work(const Model& model);
 
 // How the matrices that a token reads are stored: "int(4, group=64), f16", in order of appearance.
 std::string codec_names(const Model& model);
+// How the inputs of coded ones are rounded, as the model says: "int(8), int(4)"; empty: it does
+// not.
+std::string act_names(const Model& model);
 
 // Weights per second of decoding every coded matrix that a token reads, rows shared out among all
 // threads; 0 where nothing is coded.

@@ -117,6 +117,13 @@ struct KernelTable {
   // is zero; one with an infinity or a NaN has zero levels and a scale of NaN.
   void (*quantize_row)(const float* x, int64_t k, int64_t group, int8_t* levels, float* scales,
                        int32_t* offsets);
+  // The smallest and the largest of n values and zero; both NaN where one is infinite or NaN.
+  void (*range)(const float* x, int64_t n, float* low, float* high);
+  // Levels of k values on a given grid: x * to_levels, held within [low, high], nearest even; all
+  // zero where to_levels is 0. Zeros fill up the last group of `group`, a multiple of 16; offsets
+  // are those of Int8Rows. x and to_levels are finite.
+  void (*round_levels)(const float* x, int64_t k, int64_t group, float to_levels, int low, int high,
+                       int8_t* levels, int32_t* offsets);
   // Rounds 16 rows of weights [n_rows, k] likewise to one panel, its groups a multiple of 64; rows
   // and columns that are missing are zero.
   void (*quantize_panel)(const float* w, int64_t n_rows, int64_t k, int64_t group, uint8_t* levels,

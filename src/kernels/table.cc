@@ -11,17 +11,20 @@ KernelTable make_table(Isa isa) {
   table.isa = std::min(isa, Isa::kAvx512);
   fill_ref(table);
   fill_panels_ref(table);
+  fill_levels_ref(table);
   if (isa == Isa::kAvx2) {
     fill_rows_avx2(table);
     fill_tile_avx2(table);
     fill_subtract_rows_avx2(table);
     fill_panels_avx2(table);
+    fill_levels_avx2(table);
   }
   if (isa >= Isa::kAvx512) {
     fill_rows_avx512(table);
     fill_tile_avx512(table);
     fill_subtract_rows_avx512(table);
     fill_panels_avx512(table);
+    fill_levels_avx512(table);
   }
   if (isa == Isa::kAmx) fill_panels_amx(table);
   return table;

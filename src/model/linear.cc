@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
+#include "tensor/scratch.h"
 
 namespace quern {
 namespace {
@@ -82,10 +83,11 @@ int64_t spread(int64_t n) {
   return (ceil_div(n, kLine) | 1) * kLine;
 }
 
-// The input of one product, rounded; the calling thread keeps the memory for the next.
+// The input of one product, rounded as `rounding` says, or where that is null to 8 bits in groups;
+// the calling thread keeps the memory for the next.
 class RoundedRows {
  public:
-  RoundedRows(MatrixView<const float> x, int64_t group)
+  RoundedRows(MatrixView<const float> x, int64_t group, const ActRounding* rounding)
       : n_(x.rows),
         n_groups_(ceil_div(x.cols, group)),
         group_(group),
@@ -103,8 +105,13 @@ class RoundedRows {
     const int64_t grain = std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, x.cols));
     parallel_for(x.rows, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        kernels().quantize_row(x.row(i), x.cols, group_, levels_ + i * stride_,
-                               scales_ + i * n_groups_, offsets_ + i * n_groups_);
+        const ActLevels row = {group_, levels_ + i * stride_, scales_ + i * n_groups_,
+                               offsets_ + i * n_groups_};
+        if (rounding == nullptr) {
+          kernels().quantize_row(x.row(i), x.cols, group_, row.levels, row.scales, row.offsets);
+        } else {
+          rounding->act->levels(x.row(i), x.cols, rounding->ranges, row);
+        }
       }
     });
   }
@@ -163,8 +170,9 @@ void int8_piece(const Int8Cut& cut, const Int8Rows& x, int64_t first, int64_t n_
   add_bias(weight, first, n_rows, y);
 }
 
-bool is_int8(const LinearWeight& weight) {
-  return weight.codec != nullptr && weight.activations == Activations::kInt8;
+bool round_alike(const LinearWeight& a, const LinearWeight& b) {
+  if (a.rounding == b.rounding) return true;
+  return a.rounding != nullptr && b.rounding != nullptr && *a.rounding == *b.rounding;
 }
 
 // Rows of a product that a thread takes at once.
@@ -198,14 +206,18 @@ size_t LinearWeight::n_bytes() const {
 }
 
 LinearWeight in_runtime_form(LinearWeight weight, const Codec& codec) {
-  const Reading reading =
-      weight.activations == Activations::kInt8 ? Reading::kPanels : Reading::kValues;
+  const Reading reading = weight.is_int8() ? Reading::kPanels : Reading::kValues;
   const auto form = codec.runtime_form(weight.codes, reading);
   if (form == nullptr) return weight;
   weight.codec = form->decoder.get();
   weight.codes = form->codes.view();
   weight.owner = form;
   return weight;
+}
+
+Status check_rounding(const LinearWeight& weight) {
+  if (weight.codec == nullptr || weight.rounding == nullptr) return {};
+  return weight.rounding->act->check(weight.n_in, weight.codec->panel_tile(weight.n_in).group);
 }
 
 LinearWeight dense_weight(Matrix<float> values, std::vector<float> bias) {
@@ -235,15 +247,65 @@ void decode_rows(const LinearWeight& weight, int64_t row, int64_t n_rows, float*
   }
 }
 
+namespace {
+
+// Products whose input is rounded to floats: such as take the same ones go together.
+void linear_of_values(std::vector<const Product*> products, MatrixView<const float> x) {
+  std::vector<Piece> pieces;
+  for (auto first = products.begin(), next = first; first != products.end(); first = next) {
+    const LinearWeight& weight = *(*first)->weight;
+    next = std::stable_partition(first, products.end(), [&](const Product* product) {
+      return round_alike(*product->weight, weight);
+    });
+    pieces.clear();
+    for (auto product = first; product != next; ++product) {
+      cut(**product, nullptr, rows_per_piece(*(*product)->weight, x.rows), pieces);
+    }
+    ScratchMatrix rounded(x.rows, x.cols);
+    const MatrixView<float> values = rounded.view();
+    const int64_t grain = std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, x.cols));
+    parallel_for(x.rows, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        weight.rounding->values(x.row(i), x.cols, values.row(i));
+    });
+    for_pieces(pieces, [&](const Piece& piece) {
+      linear_piece(*piece.product->weight, values, piece.first, piece.n_rows, piece.product->y);
+    });
+  }
+}
+
+// Products of integers: such as take the same levels go together.
+void linear_of_levels(std::vector<Int8Cut> cuts, MatrixView<const float> x) {
+  std::vector<Piece> pieces;
+  for (auto first = cuts.begin(), next = first; first != cuts.end(); first = next) {
+    const LinearWeight& weight = *first->product->weight;
+    const int64_t group = first->tile.group;
+    next = std::stable_partition(first, cuts.end(), [&](const Int8Cut& how) {
+      return how.tile.group == group && round_alike(*how.product->weight, weight);
+    });
+    pieces.clear();
+    for (auto how = first; how != next; ++how) cut(*how->product, &*how, how->piece, pieces);
+    const RoundedRows rounded(x, group, weight.rounding.get());
+    for_pieces(pieces, [&](const Piece& piece) {
+      int8_piece(*piece.how, rounded.view(), piece.first, piece.n_rows);
+    });
+  }
+}
+
+}  // namespace
+
 void linear(std::span<const Product> products, MatrixView<const float> x) {
   std::vector<Piece> pieces;
   std::vector<Int8Cut> cuts;
+  std::vector<const Product*> of_values;
   for (const Product& product : products) {
     const LinearWeight& weight = *product.weight;
     QUERN_DCHECK(x.cols == weight.n_in && product.y.cols == weight.n_out &&
                  x.rows == product.y.rows);
-    if (is_int8(weight)) {
+    if (weight.is_int8()) {
       cuts.emplace_back(product, x.rows);
+    } else if (weight.codec != nullptr && weight.rounding != nullptr) {
+      of_values.push_back(&product);
     } else {
       cut(product, nullptr, rows_per_piece(weight, x.rows), pieces);
     }
@@ -251,19 +313,8 @@ void linear(std::span<const Product> products, MatrixView<const float> x) {
   for_pieces(pieces, [&](const Piece& piece) {
     linear_piece(*piece.product->weight, x, piece.first, piece.n_rows, piece.product->y);
   });
-  // Weights of one group take the same rounded input.
-  std::stable_sort(cuts.begin(), cuts.end(),
-                   [](const Int8Cut& a, const Int8Cut& b) { return a.tile.group < b.tile.group; });
-  for (auto first = cuts.begin(), next = first; first != cuts.end(); first = next) {
-    pieces.clear();
-    for (; next != cuts.end() && next->tile.group == first->tile.group; ++next) {
-      cut(*next->product, &*next, next->piece, pieces);
-    }
-    const RoundedRows rounded(x, first->tile.group);
-    for_pieces(pieces, [&](const Piece& piece) {
-      int8_piece(*piece.how, rounded.view(), piece.first, piece.n_rows);
-    });
-  }
+  linear_of_values(std::move(of_values), x);
+  linear_of_levels(std::move(cuts), x);
 }
 
 void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y) {

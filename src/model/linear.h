@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "activations/act_quantizer.h"
 #include "codecs/codec.h"
 #include "tensor/dtype.h"
 #include "tensor/matrix.h"
@@ -16,6 +17,7 @@ namespace quern {
 
 // How a coded weight meets its input: in float, to the bit, or both rounded to 8 bits in groups
 // (see kernels/panels.h), which is several times faster. Dense weights are always used in float.
+// Where the model itself says how inputs are rounded, that is done instead.
 enum class Activations : uint8_t { kExact, kInt8 };
 
 // Views: the bytes belong to a checkpoint, or to `owner`.
@@ -26,10 +28,17 @@ struct LinearWeight {
   const Decoder* codec = nullptr;    // null when dense
   CodesView codes;
   Activations activations = Activations::kExact;
-  std::vector<float> bias;            // [n_out] or empty
-  std::shared_ptr<const void> owner;  // keeps the bytes alive; may be null
+  std::shared_ptr<const ActRounding> rounding;  // of a coded weight; null: as `activations` says
+  std::vector<float> bias;                      // [n_out] or empty
+  std::shared_ptr<const void> owner;            // keeps the bytes alive; may be null
 
   bool exists() const { return n_out > 0; }
+  // Whether it meets its input as integers.
+  bool is_int8() const {
+    if (codec == nullptr) return false;
+    return rounding != nullptr ? rounding->act->form() == ActForm::kLevels
+                               : activations == Activations::kInt8;
+  }
   // Bytes read to use the weight once.
   size_t n_bytes() const;
 };
@@ -50,6 +59,9 @@ void linear(std::span<const Product> products, MatrixView<const float> x);
 // A coded weight in its codec's runtime form, if there is one, else as it is. `codec` must be that
 // of weight.codes. Where many rows are read for every token.
 LinearWeight in_runtime_form(LinearWeight weight, const Codec& codec);
+
+// Whether the rounding of a weight's inputs, if it has one, fits its form.
+Status check_rounding(const LinearWeight& weight);
 
 // A dense weight that owns its values.
 LinearWeight dense_weight(Matrix<float> values, std::vector<float> bias);

@@ -39,7 +39,10 @@ Result<LinearWeight> ModelFiles::linear(const WeightId& id) const {
     QUERN_ASSIGN(weight.codes, find_codes(store_->checkpoint(), store_->stored_name(id), *coded));
     weight.codec = coded->codec.get();
     weight.activations = activations_;
+    QUERN_ASSIGN(weight.rounding,
+                 find_rounding(store_->checkpoint(), store_->stored_name(id), *coded));
     weight = in_runtime_form(std::move(weight), *coded->codec);
+    QUERN_TRY(check_rounding(weight));
     if (weight.codec != coded->codec.get()) {
       release_codes(store_->checkpoint(), store_->stored_name(id), *coded);
     }

@@ -2,6 +2,7 @@
 #include "model/packed.h"
 
 #include <cmath>
+#include <cstring>
 
 namespace quern {
 namespace {
@@ -9,17 +10,28 @@ namespace {
 constexpr int64_t kMaxAxis = int64_t{1} << 31;
 constexpr int64_t kMaxSeed = int64_t{1} << 53;
 
-Result<PackedTensor> tensor_from_json(const Json& json,
-                                      std::map<std::string, std::shared_ptr<const Codec>>& known) {
+// What texts made, so that equal texts share it.
+struct Known {
+  std::map<std::string, std::shared_ptr<const Codec>> codecs;
+  std::map<std::string, std::shared_ptr<const ActQuantizer>> acts;
+};
+
+Result<PackedTensor> tensor_from_json(const Json& json, Known& known) {
   if (!json.is_object()) return error("expected an object, got {}", json.type_name());
   PackedTensor tensor;
   QUERN_ASSIGN(const std::string text, json_string(json, "codec"));
-  if (const auto it = known.find(text); it != known.end()) {
-    tensor.codec = it->second;
-  } else {
-    QUERN_ASSIGN(std::unique_ptr<Codec> codec, make_codec(text));
-    tensor.codec = std::move(codec);
-    known[text] = tensor.codec;
+  std::shared_ptr<const Codec>& codec = known.codecs[text];
+  if (codec == nullptr) {
+    QUERN_ASSIGN(codec, make_codec(text));
+  }
+  tensor.codec = codec;
+  if (json.contains("act")) {
+    QUERN_ASSIGN(const std::string act_text, json_string(json, "act"));
+    std::shared_ptr<const ActQuantizer>& act = known.acts[act_text];
+    if (act == nullptr) {
+      QUERN_ASSIGN(act, make_act(act_text));
+    }
+    tensor.act = act;
   }
   QUERN_ASSIGN(tensor.n_out, json_int(json, "n_out", 1, kMaxAxis));
   QUERN_ASSIGN(tensor.n_in, json_int(json, "n_in", 1, kMaxAxis));
@@ -33,6 +45,8 @@ std::string plane_name(const std::string& weight, const PlaneSpec& plane) {
   return weight + "." + plane.name;
 }
 
+std::string ranges_name(const std::string& weight) { return weight + ".input_ranges"; }
+
 Json Packed::to_json() const {
   Json list = Json::object();
   for (const auto& [name, tensor] : tensors) {
@@ -40,6 +54,7 @@ Json Packed::to_json() const {
                   {"n_out", tensor.n_out},
                   {"n_in", tensor.n_in},
                   {"error", tensor.error}};
+    if (tensor.act != nullptr) list[name]["act"] = tensor.act->spec();
   }
   return {{"quant_method", "quern"},
           {"format_version", kFormatVersion},
@@ -84,7 +99,7 @@ Result<Packed> Packed::from_config(const Json& config, const FindTensor& find) {
   if (list == json.end() || !list->is_object()) {
     return error("config.json: quantization_config.tensors is not an object");
   }
-  std::map<std::string, std::shared_ptr<const Codec>> known;
+  Known known;
   for (const auto& [name, value] : list->items()) {
     auto tensor = tensor_from_json(value, known);
     if (!tensor) {
@@ -113,6 +128,34 @@ Result<CodesView> find_codes(const Checkpoint& checkpoint, const std::string& we
     codes.planes.push_back(info->bytes);
   }
   return codes;
+}
+
+Result<std::shared_ptr<const ActRounding>> read_rounding(std::shared_ptr<const ActQuantizer> act,
+                                                         int64_t n_in, const TensorInfo* ranges,
+                                                         const std::string& name) {
+  if (act == nullptr) return nullptr;
+  ActRounding rounding{std::move(act), {}};
+  if (const int64_t n = rounding.act->n_ranges(n_in); n > 0) {
+    if (ranges == nullptr) return error("tensor '{}' is missing", name);
+    if (ranges->dtype != DType::kF32 || ranges->shape != Shape{n}) {
+      return error("tensor '{}' is {} {}, expected F32 [{}] for {}", name,
+                   dtype_name(ranges->dtype), to_string(ranges->shape), n, rounding.act->spec());
+    }
+    rounding.ranges.resize(static_cast<size_t>(n));
+    std::memcpy(rounding.ranges.data(), ranges->bytes, ranges->n_bytes);
+    const Status checked = check_ranges(*rounding.act, n_in, rounding.ranges);
+    if (!checked) return tl::unexpected(in_context(checked.error(), name));
+  }
+  return std::make_shared<const ActRounding>(std::move(rounding));
+}
+
+Result<std::shared_ptr<const ActRounding>> find_rounding(const Checkpoint& checkpoint,
+                                                         const std::string& weight,
+                                                         const PackedTensor& tensor) {
+  const std::string name = ranges_name(weight);
+  auto rounding = read_rounding(tensor.act, tensor.n_in, checkpoint.find(name), name);
+  if (!rounding) return tl::unexpected(in_context(rounding.error(), checkpoint.path()));
+  return rounding;
 }
 
 void release_codes(const Checkpoint& checkpoint, const std::string& weight,

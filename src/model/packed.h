@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 
+#include "activations/act_quantizer.h"
 #include "base/status.h"
 #include "codecs/codec.h"
 #include "formats/checkpoint.h"
@@ -21,7 +22,8 @@ constexpr int64_t kFormatVersion = 1;
 struct PackedTensor {
   std::shared_ptr<const Codec> codec;
   int64_t n_out = 0, n_in = 0;
-  double error = 0;  // layer_loss, normalised, as measured when it was coded
+  double error = 0;                         // layer_loss, normalised, as measured when it was coded
+  std::shared_ptr<const ActQuantizer> act;  // of its inputs; null: the reader's choice
 };
 
 struct Packed {
@@ -40,10 +42,20 @@ struct Packed {
 };
 
 std::string plane_name(const std::string& weight, const PlaneSpec& plane);
+// The tensor that holds the ranges of a static rounding of inputs: F32 [n_ranges].
+std::string ranges_name(const std::string& weight);
 
 // The planes of a coded matrix in a checkpoint, with types and shapes checked.
 Result<CodesView> find_codes(const Checkpoint& checkpoint, const std::string& weight,
                              const PackedTensor& tensor);
+// How the inputs of a coded matrix are rounded, its ranges checked; null where nothing is said.
+Result<std::shared_ptr<const ActRounding>> find_rounding(const Checkpoint& checkpoint,
+                                                         const std::string& weight,
+                                                         const PackedTensor& tensor);
+// The same from the tensor of its ranges, which is null where a file has none of this name.
+Result<std::shared_ptr<const ActRounding>> read_rounding(std::shared_ptr<const ActQuantizer> act,
+                                                         int64_t n_in, const TensorInfo* ranges,
+                                                         const std::string& name);
 // Says that these will not be needed soon.
 void release_codes(const Checkpoint& checkpoint, const std::string& weight,
                    const PackedTensor& tensor);

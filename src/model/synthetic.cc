@@ -52,6 +52,18 @@ class Filler {
     return filler;
   }
 
+  // Rounds the inputs of what is filled from now on.
+  Status round(const std::string& text) {
+    if (text.empty()) return {};
+    if (codec_ == nullptr) return usage_error("act rounds the inputs of coded matrices");
+    QUERN_ASSIGN(std::shared_ptr<const ActQuantizer> act, make_act(text));
+    if (act->n_ranges(1) > 0) {
+      return usage_error("{} has a static scale, and nothing was calibrated", act->spec());
+    }
+    rounding_ = std::make_shared<const ActRounding>(ActRounding{std::move(act), {}});
+    return {};
+  }
+
   // Makes the rows of this width, unless it did before.
   Status prepare(int64_t n_in) {
     if (patterns_.contains(n_in)) return {};
@@ -101,7 +113,11 @@ class Filler {
       weight.dense = owner->dense.data();
     }
     weight.owner = owner;
-    return codec_ == nullptr ? weight : in_runtime_form(std::move(weight), *codec_);
+    if (codec_ == nullptr) return weight;
+    weight.rounding = rounding_;
+    weight = in_runtime_form(std::move(weight), *codec_);
+    QUERN_TRY(check_rounding(weight));
+    return weight;
   }
 
  private:
@@ -119,6 +135,7 @@ class Filler {
   DType dtype_ = DType::kF32;
   uint64_t seed_ = 0;
   Activations activations_ = Activations::kExact;
+  std::shared_ptr<const ActRounding> rounding_;
   std::map<int64_t, Bytes> patterns_;
 };
 
@@ -171,6 +188,7 @@ Result<std::unique_ptr<Model>> synthetic_model(std::string_view shape,
   const std::string& head_text = options.head_codec.empty() ? options.codec : options.head_codec;
   QUERN_ASSIGN(Filler layers, Filler::make(options.codec, options.seed, options.activations));
   QUERN_ASSIGN(Filler ends, Filler::make(head_text, options.seed, options.activations));
+  QUERN_TRY(layers.round(options.act));
   ModelParts parts = bare_parts(std::move(desc));
   std::vector<WeightId> ids;
   for (const WeightId& id : weight_ids(parts.desc)) {

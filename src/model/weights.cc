@@ -283,6 +283,7 @@ Status WeightStore::check(const WeightId& id, Part part) const {
                    codes->n_out, codes->n_in, to_string(expected));
     }
     QUERN_TRY(find_codes(*checkpoint_, stored_name(id), *codes));
+    QUERN_TRY(find_rounding(*checkpoint_, stored_name(id), *codes));
     return {};
   }
   const WeightSource source = locate(id, part);

@@ -17,7 +17,7 @@
 
 #include "base/digest.h"
 #include "base/file.h"
-#include "calib/collect.h"
+#include "calib/group_inputs.h"
 #include "calib/streams.h"
 #include "model/fused_source.h"
 #include "recipe/dense_tensors.h"
@@ -49,13 +49,12 @@ const Group kGroups[] = {
     {Role::kSharedDown, {Role::kSharedDown}, false},
 };
 
-// What the calibration text says of one matrix.
+// What is known of the inputs of one matrix.
 struct CodingInputs {
   MatrixView<const double> hessian;
   MatrixView<const float> drift;
+  std::shared_ptr<const ActRounding> rounding;  // of what it reads; null: none
 };
-
-constexpr double kDriftDamping = 0.01;
 
 class Compression {
  public:
@@ -119,7 +118,7 @@ class Compression {
     dense_ = std::make_unique<DenseTensors>(*files_, *fused_, plan_);
     QUERN_ASSIGN(source_ends_, fused_->ends());
     coded_ends_ = source_ends_;
-    needs_streams_ = recipe_.needs_hessian();
+    needs_streams_ = recipe_.needs_calibration();
     if (needs_streams_ && options_.given_corpus != nullptr) {
       corpus_ = *options_.given_corpus;
     } else if (needs_streams_) {
@@ -180,6 +179,7 @@ class Compression {
                             {"damping_raises", solved->damping_raises},
                             {"fallback", solved->fallback}};
     add_planes(weight, codes, out);
+    if (inputs.rounding != nullptr) add_ranges(weight, *inputs.rounding, out);
     QUERN_TRY(dense_->add_bias(weight, out));
     if (coded == nullptr) return {};
     QUERN_ASSIGN(std::vector<float> bias, fused_->bias(weight.id));
@@ -188,6 +188,7 @@ class Compression {
     coded->n_in = owner->n_in();
     coded->codec = &codec;
     coded->codes = owner->view();
+    coded->rounding = inputs.rounding;
     coded->bias = std::move(bias);
     coded->owner = owner;
     *coded = in_runtime_form(std::move(*coded), codec);
@@ -215,6 +216,7 @@ class Compression {
       tensor.n_out = weight->n_out;
       tensor.n_in = weight->n_in;
       tensor.error = *loss;
+      tensor.act = weight->act;
       packed_.tensors.emplace(name, std::move(tensor));
       if (*raises > 0) {
         result_.notes.push_back(
@@ -260,6 +262,10 @@ class Compression {
       linear.codes.planes.push_back(tensor->bytes);
     }
     linear.owner = file;
+    const std::string ranges = ranges_name(weight.name);
+    auto rounding = read_rounding(weight.act, weight.n_in, file->find(ranges), ranges);
+    if (!rounding) return damaged(step, rounding.error().message);
+    linear.rounding = *std::move(rounding);
     QUERN_ASSIGN(linear.bias, fused_->bias(weight.id));
     return in_runtime_form(std::move(linear), weight.solver->codec());
   }
@@ -374,30 +380,36 @@ class Compression {
     }
     const int at_once = is_split ? experts_at_once(members[0]->n_in) : 1;
     for (int e = first; e <= last; e += at_once) {
-      const int end = std::min(last, e + at_once - 1);
-      GramTap tap(group.shown, e, end);
-      if (needs_hessian) {
-        const auto go = [&] { return proceed_in_layer(layer, "collect statistics"); };
-        const bool is_ok = drifts
-                               ? streams_->observe_drift(layer, source, coded, group.shown, tap, go)
-                               : streams_->observe(layer, coded, tap, go);
-        if (!is_ok) return cancelled();
+      // Statistics are of rounded inputs, so that members share them that round alike.
+      for (auto from = members.begin(), to = from; from != members.end(); from = to) {
+        to = std::stable_partition(from, members.end(), [act = (*from)->act](const auto* weight) {
+          return weight->act == act;
+        });
+        const GroupInputs::Wanted wanted{
+            group.shown,   e,     std::min(last, e + at_once - 1), (*from)->n_in, (*from)->act,
+            needs_hessian, drifts};
+        QUERN_TRY(code_together(layer, wanted, {from, to}, source, coded, tensors, reports));
       }
-      std::optional<Matrix<float>> drift;  // of all members, which share their inputs
-      for (const WeightPlan* weight : members) {
-        if (weight->id.expert < e || weight->id.expert > end) continue;
-        if (!proceed_in_layer(layer, "code")) return cancelled();
-        CodingInputs inputs;
-        if (needs_hessian) inputs.hessian = tap.hessian(weight->id.expert);
-        if (drifts && weight->solver->drift() > 0) {
-          if (!drift) drift = tap.drift(weight->id.expert, kDriftDamping);
-          inputs.drift = std::as_const(*drift).view();
-        }
-        LinearWeight* target =
-            needs_streams_ ? &coded.at(weight->id.role, weight->id.expert) : nullptr;
-        QUERN_TRY(code(*weight, inputs, tensors, reports, target));
-        ++n_coded_in_layer_;
-      }
+    }
+    return {};
+  }
+
+  // Codes those of some experts that share their statistics.
+  Status code_together(int layer, const GroupInputs::Wanted& wanted,
+                       std::span<const WeightPlan* const> members, const LayerWeights& source,
+                       LayerWeights& coded, std::vector<OutputTensor>& tensors, Json& reports) {
+    GroupInputs statistics(wanted);
+    const auto go = [&] { return proceed_in_layer(layer, "collect statistics"); };
+    if (!statistics.gather(streams_.get(), layer, source, coded, go)) return cancelled();
+    for (const WeightPlan* weight : members) {
+      const int expert = weight->id.expert;
+      if (expert < wanted.first_expert || expert > wanted.last_expert) continue;
+      if (!proceed_in_layer(layer, "code")) return cancelled();
+      CodingInputs inputs{statistics.hessian(expert), {}, statistics.rounding(expert)};
+      if (weight->solver->drift() > 0) inputs.drift = statistics.drift(expert);
+      LinearWeight* target = needs_streams_ ? &coded.at(weight->id.role, expert) : nullptr;
+      QUERN_TRY(code(*weight, inputs, tensors, reports, target));
+      ++n_coded_in_layer_;
     }
     return {};
   }
@@ -417,15 +429,13 @@ class Compression {
     if (head != outside.end() && (*head)->fate == Fate::kDense) {
       QUERN_TRY(dense_->add(**head, tensors));
     } else if (head != outside.end()) {
-      Matrix<double> hessian;
-      if ((*head)->solver->needs_hessian()) {
-        GramTap tap(Role::kLmHead, -1, -1);
-        const Matrix<float> hidden = streams_->final_hidden(coded_ends_);
-        tap.input(Role::kLmHead, -1, hidden.view());
-        QUERN_TRY(code(**head, {tap.hessian(-1), {}}, tensors, reports, nullptr));
-      } else {
-        QUERN_TRY(code(**head, {}, tensors, reports, nullptr));
-      }
+      GroupInputs statistics(
+          {Role::kLmHead, -1, -1, (*head)->n_in, (*head)->act, (*head)->solver->needs_hessian()});
+      const Matrix<float> hidden =
+          needs_streams_ ? streams_->final_hidden(coded_ends_) : Matrix<float>();
+      statistics.gather(hidden.view());
+      const CodingInputs inputs{statistics.hessian(-1), {}, statistics.rounding(-1)};
+      QUERN_TRY(code(**head, inputs, tensors, reports, nullptr));
     }
     return finish_step(step, tensors, {{"matrices", reports}});
   }

@@ -45,6 +45,14 @@ void add_planes(const WeightPlan& weight, const CodedMatrix& codes,
   }
 }
 
+void add_ranges(const WeightPlan& weight, const ActRounding& rounding,
+                std::vector<OutputTensor>& out) {
+  if (rounding.ranges.empty()) return;
+  out.push_back(dense_tensor(ranges_name(weight.name), DType::kF32,
+                             {static_cast<int64_t>(rounding.ranges.size())},
+                             rounding.ranges.data()));
+}
+
 Status check_finite(const Matrix<float>& w, const WeightId& id) {
   for (int64_t i = 0; i < w.rows(); ++i) {
     for (int64_t j = 0; j < w.cols(); ++j) {

@@ -29,6 +29,9 @@ class DenseTensors {
 };
 
 void add_planes(const WeightPlan& weight, const CodedMatrix& codes, std::vector<OutputTensor>& out);
+// The ranges of a static rounding; nothing if it has none.
+void add_ranges(const WeightPlan& weight, const ActRounding& rounding,
+                std::vector<OutputTensor>& out);
 
 // A code for NaN or infinity would be an arbitrary number, and its error none.
 Status check_finite(const Matrix<float>& w, const WeightId& id);

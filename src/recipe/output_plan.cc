@@ -16,12 +16,28 @@ DType dense_dtype(const TensorInfo& tensor) {
   return tensor.dtype == DType::kF64 ? DType::kF32 : tensor.dtype;
 }
 
+// Coded matrices alone may have their inputs rounded.
+Status plan_act(const ModelDesc& model, const Recipe& recipe, WeightPlan& weight) {
+  weight.act = recipe.act_for(model, weight.id);
+  if (weight.act == nullptr) return {};
+  if (weight.id.role == Role::kEmbed && weight.act->n_ranges(weight.n_in) > 0) {
+    return usage_error(
+        "recipe: act: the tied head is coded with the embedding, before the layers are run: a "
+        "static scale of its inputs is not known");
+  }
+  const int64_t group = weight.solver->codec().panel_tile(weight.n_in).group;
+  const Status fits = weight.act->check(weight.n_in, group);
+  if (!fits) return tl::unexpected(in_context(fits.error(), to_string(weight.id)));
+  return {};
+}
+
 }  // namespace
 
 Result<OutputPlan> OutputPlan::make(const ModelFiles& source, const Recipe& recipe,
                                     const BasisChange& basis) {
   const WeightStore& store = source.store();
   OutputPlan plan;
+  bool has_act = false;
   std::set<std::string> broken_up;  // source tensors that do not survive as they are
   for (const WeightId& id : store.weight_ids()) {
     if (!store.exists(id)) {  // the bias of a tied head stands alone
@@ -41,6 +57,7 @@ Result<OutputPlan> OutputPlan::make(const ModelFiles& source, const Recipe& reci
       auto planes = weight.solver->codec().planes(weight.n_out, weight.n_in);
       if (!planes) return tl::unexpected(in_context(planes.error(), to_string(id)));
       weight.fate = Fate::kCoded;
+      QUERN_TRY(plan_act(source.desc(), recipe, weight));
     } else if (is_changed(basis, id) || !store.is_in_order()) {
       weight.fate = Fate::kDense;
     }
@@ -49,8 +66,12 @@ Result<OutputPlan> OutputPlan::make(const ModelFiles& source, const Recipe& reci
         if (store.exists(id, part)) broken_up.insert(store.stored(id, part).name);
       }
     }
+    has_act = has_act || weight.act != nullptr;
     plan.index_[id] = plan.weights_.size();
     plan.weights_.push_back(std::move(weight));
+  }
+  if (recipe.has_act() && !has_act) {
+    return usage_error("recipe: act: none of the matrices that it selects is coded");
   }
   // A weight that shares its stored tensor with a changed one must be cut out of it.
   for (WeightPlan& weight : plan.weights_) {

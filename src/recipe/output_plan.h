@@ -23,8 +23,9 @@ enum class Fate : uint8_t {
 struct WeightPlan {
   WeightId id;
   Fate fate = Fate::kCopy;
-  const Solver* solver = nullptr;  // kCoded
-  std::string name;                // of the weight in the output
+  const Solver* solver = nullptr;           // kCoded
+  std::shared_ptr<const ActQuantizer> act;  // of the inputs, kCoded; null: the reader's choice
+  std::string name;                         // of the weight in the output
   int64_t n_out = 0, n_in = 0;
   DType dense_dtype = DType::kBF16;  // kDense, and the bias
 };

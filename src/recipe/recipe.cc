@@ -74,10 +74,24 @@ Status check_where(const std::vector<spec::WhereTerm>& where) {
   return {};
 }
 
+// `act(QUANTIZER)`: an input meets weights, so rows of an embedding that are only read have none.
+Result<ActStage> parse_act(const spec::Stage& stage) {
+  constexpr spec::ParamSpec kParams[] = {
+      {"quantizer", spec::ParamKind::kCall, "", 0, 0, "", "how inputs are rounded"}};
+  QUERN_ASSIGN(const spec::Params params, spec::Params::bind(stage.call, kParams));
+  for (const spec::WhereTerm& term : stage.where) {
+    if (term.name == "embed") {
+      return usage_error("recipe: act: the embedding is read by rows and has no inputs to round");
+    }
+  }
+  QUERN_ASSIGN(std::shared_ptr<const ActQuantizer> act, make_act(params.call("quantizer")));
+  return ActStage{std::move(act), stage.where};
+}
+
 std::string stage_names() {
   std::string names = "transforms";
   for (const TransformInfo& info : transforms()) names += fmt::format(" {}", info.name);
-  names += "; solvers";
+  names += "; act; solvers";
   for (const SolverInfo& info : solvers()) names += fmt::format(" {}", info.name);
   return names;
 }
@@ -105,14 +119,22 @@ Result<Recipe> Recipe::parse(std::string_view text) {
       if (!stage.where.empty()) {
         return usage_error("recipe: {} takes sites=..., not a selector", stage.call.name);
       }
-      if (!recipe.coding_.empty()) {
-        return usage_error("recipe: {} comes after a coding stage; coordinates change first",
-                           stage.call.name);
+      if (!recipe.coding_.empty() || !recipe.acts_.empty()) {
+        return usage_error("recipe: {} comes after {}; coordinates change first", stage.call.name,
+                           recipe.acts_.empty() ? "a coding stage" : "act");
       }
       QUERN_ASSIGN(const spec::Params params, spec::Params::bind(stage.call, info->params));
       QUERN_ASSIGN(auto transform, info->make(params));
       printed = transform->spec();
       recipe.transforms_.push_back(std::move(transform));
+    } else if (stage.call.name == "act") {
+      if (!recipe.coding_.empty()) {
+        return usage_error(
+            "recipe: act comes after a coding stage; weights are coded for rounded inputs");
+      }
+      QUERN_ASSIGN(ActStage act, parse_act(stage));
+      printed = fmt::format("act({})", act.act->spec());
+      recipe.acts_.push_back(std::move(act));
     } else if (find_solver(stage.call.name) != nullptr) {
       QUERN_ASSIGN(auto solver, make_solver(stage.call));
       printed = solver->spec();
@@ -129,14 +151,20 @@ Result<Recipe> Recipe::parse(std::string_view text) {
 }
 
 Status Recipe::check(const ModelDesc& model) const {
+  std::vector<const std::vector<spec::WhereTerm>*> selectors;
+  for (const CodingStage& stage : coding_) selectors.push_back(&stage.where);
+  for (const ActStage& stage : acts_) selectors.push_back(&stage.where);
   const auto n_layers = static_cast<int64_t>(model.layers.size());
-  for (const CodingStage& stage : coding_) {
-    for (const spec::WhereTerm& term : stage.where) {
+  for (const auto* where : selectors) {
+    for (const spec::WhereTerm& term : *where) {
       if (term.last > n_layers) {
         return usage_error("recipe: layers[{}:{}] reaches past the model's {} layers", term.first,
                            term.last, n_layers);
       }
     }
+  }
+  if (!acts_.empty() && coding_.empty()) {
+    return usage_error("recipe: act rounds the inputs of coded matrices, and none is coded");
   }
   return {};
 }
@@ -153,9 +181,22 @@ const Solver* Recipe::solver_for(const ModelDesc& model, const WeightId& id) con
   return nullptr;
 }
 
-bool Recipe::needs_hessian() const {
+std::shared_ptr<const ActQuantizer> Recipe::act_for(const ModelDesc& model,
+                                                    const WeightId& id) const {
+  // A tied head is multiplied, its embedding is not.
+  const bool is_head = model.tied_head && id.role == Role::kEmbed;
+  const WeightId multiplied = is_head ? WeightId{Role::kLmHead, -1, -1} : id;
+  for (const ActStage& stage : acts_) {
+    if (selects(stage.where, multiplied)) return stage.act;
+  }
+  return nullptr;
+}
+
+bool Recipe::needs_calibration() const {
   return std::any_of(coding_.begin(), coding_.end(),
-                     [](const CodingStage& stage) { return stage.solver->needs_hessian(); });
+                     [](const CodingStage& stage) { return stage.solver->needs_hessian(); }) ||
+         std::any_of(acts_.begin(), acts_.end(),
+                     [](const ActStage& stage) { return stage.act->n_ranges(1) > 0; });
 }
 
 }  // namespace quern

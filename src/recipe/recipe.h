@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A recipe: stages from left to right. Transforms change coordinates, a coding stage takes its
-// codec first, and each matrix is coded by the first stage that selects it. Everything a recipe
-// says is checked here, before any weight is read.
+// A recipe: stages from left to right. Transforms change coordinates, `act` rounds inputs, a coding
+// stage takes its codec first; each matrix is coded, and its inputs are rounded, by the first stage
+// of the kind that selects it. Everything a recipe says is checked here, before any weight is read.
 #pragma once
 
 #include <memory>
@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "activations/act_quantizer.h"
 #include "base/status.h"
 #include "model/layer_desc.h"
 #include "model/roles.h"
@@ -20,6 +21,12 @@ namespace quern {
 
 struct CodingStage {
   std::unique_ptr<Solver> solver;
+  std::vector<spec::WhereTerm> where;  // empty: every matrix of the decoder layers
+};
+
+// Rounds the inputs of those it selects among the coded matrices.
+struct ActStage {
+  std::shared_ptr<const ActQuantizer> act;
   std::vector<spec::WhereTerm> where;  // empty: every matrix of the decoder layers
 };
 
@@ -36,11 +43,16 @@ class Recipe {
   Status check(const ModelDesc& model) const;
   // Who codes this matrix; null: it stays as it is.
   const Solver* solver_for(const ModelDesc& model, const WeightId& id) const;
-  bool needs_hessian() const;
+  // How the inputs of this matrix are rounded if it is coded; null: the reader's choice.
+  std::shared_ptr<const ActQuantizer> act_for(const ModelDesc& model, const WeightId& id) const;
+  bool has_act() const { return !acts_.empty(); }
+  // Whether calibration text must pass through the model.
+  bool needs_calibration() const;
 
  private:
   std::string canonical_;
   std::vector<std::unique_ptr<Transform>> transforms_;
+  std::vector<ActStage> acts_;
   std::vector<CodingStage> coding_;
 };
 

@@ -223,7 +223,7 @@ TEST(Cli, ListPrintsJson) {
   const Ran list = run_quern({"list", "--json"});
   ASSERT_EQ(list.code, 0);
   const Json json = Json::parse(list.out);
-  for (const char* kind : {"codecs", "transforms", "solvers", "architectures"}) {
+  for (const char* kind : {"codecs", "transforms", "activations", "solvers", "architectures"}) {
     ASSERT_TRUE(json.contains(kind)) << kind;
     ASSERT_FALSE(json[kind].empty()) << kind;
     for (const Json& row : json[kind]) {
@@ -281,6 +281,7 @@ TEST(Cli, BenchTimesAModelOrAShape) {
   ran = run_quern(shape);
   ASSERT_EQ(ran.code, 0) << ran.err;
   EXPECT_NE(ran.out.find("tiny  int(4, group=64), f16"), std::string::npos) << ran.out;
+  EXPECT_EQ(json["activations"], "int8");
   ran = run_quern({"bench", kLlama, "-p", "4", "-n", "2", "-r", "1", "--roofline", "--json"});
   ASSERT_EQ(ran.code, 0) << ran.err;
   const Json shares = Json::parse(ran.out);
@@ -293,11 +294,22 @@ TEST(Cli, BenchTimesAModelOrAShape) {
   EXPECT_EQ(shares["prompt_peak"].get<std::string>().rfind("fp32_", 0), 0u) << "nothing is coded";
 }
 
+TEST(Cli, BenchRoundsInputsAsAsked) {
+  const Ran ran = run_quern({"bench", "--shape", "tiny", "--codec", "int(4)", "--act",
+                             "int(4, clip=0.9)", "-p", "4", "-n", "2", "-r", "1", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(Json::parse(ran.out)["activations"], "int(4, clip=0.9)");
+}
+
 TEST(Cli, BenchRefusesWhatItCannotTime) {
   expect_failure({"bench"}, 2, "--shape");
   expect_failure({"bench", kTiny, "--shape", "tiny"}, 2, "--shape");
   expect_failure({"bench", "--shape", "huge"}, 2, "tinyllama");
   expect_failure({"bench", "--shape", "tiny", "--codec", "fly(3)"}, 2, "fly");
+  expect_failure({"bench", "--shape", "tiny", "--act", "int(8)"}, 2, "coded");
+  expect_failure({"bench", "--shape", "tiny", "--codec", "int(4)", "--act",
+                  "int(8, per=tensor, scale=static)"},
+                 2, "static");
 }
 
 // The same text from any number of threads and at every ISA of the host that is asked for.

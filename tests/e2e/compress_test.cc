@@ -110,6 +110,11 @@ void expect_coded_as_selected(const std::string& text, const ModelFiles& output)
     const PackedTensor* coded = output.store().coded(id);
     ASSERT_EQ(coded != nullptr, solver != nullptr) << to_string(id);
     if (solver == nullptr) continue;
+    const auto act = recipe->act_for(output.desc(), id);
+    ASSERT_EQ(coded->act != nullptr, act != nullptr) << to_string(id);
+    if (act != nullptr) {
+      EXPECT_EQ(coded->act->spec(), act->spec());
+    }
     ++n_coded;
     EXPECT_EQ(coded->codec->spec(), solver->codec().spec());
     EXPECT_TRUE(std::isfinite(coded->error));
@@ -161,7 +166,11 @@ INSTANTIATE_TEST_SUITE_P(
         "rotate(rht, sites=value+ffn+qk) | ldlq(int(3, group=8), order=act) @ attn+lm_head | "
         "rtn(int(4)) @ ffn+embed",
         "rtn(int(8)) @ q", "rtn(int(8)) @ gate+lm_head",
-        "rotate(rht) | ldlq(trellis(2.5, survivors=8, rows=64), drift=0.75)"));
+        "rotate(rht) | ldlq(trellis(2.5, survivors=8, rows=64), drift=0.75)",
+        "act(int(8)) @ all | rtn(int(8)) @ all+embed",
+        "rotate(rht) | act(int(7, per=tensor, scale=static)) @ down+o | act(int(4, clip=0.9)) @ q "
+        "| "
+        "ldlq(int(6, group=16))"));
 
 // int(8): |W - W_hat| is at most half a step, step = max|w| / 127 of its group; so is the loss.
 TEST(Compress, EightBitsKeepEveryWeightWithinHalfAStep) {
@@ -280,6 +289,23 @@ TEST(Compress, TheHessianBudgetDoesNotChangeTheBytes) {
   EXPECT_TRUE(all == test::files_of(first_output(scratch, options, "few")));
 }
 
+// The file says how inputs are rounded, whatever the reader would choose; without `act` it does
+// not.
+TEST(Compress, RoundingOfInputsIsThatOfTheFile) {
+  const ScratchFolder scratch;
+  const auto base = Model::open(fixture("llama"));
+  for (const char* recipe :
+       {"act(int(4, clip=0.9)) | rtn(int(8, group=16))", "act(fp8(e5m2)) | rtn(int(8, group=16))",
+        "act(int(5, per=tensor, scale=static)) | rtn(int(8, group=16))", "rtn(int(8, group=16))"}) {
+    const std::string out = first_output(scratch, small(fixture("llama"), "", recipe), "out");
+    const auto exact = Model::open(out), int8 = Model::open(out, Activations::kInt8);
+    ASSERT_TRUE(exact && int8);
+    const double a = divergence(**exact, **base).kl_mean, b = divergence(**int8, **base).kl_mean;
+    EXPECT_EQ(a == b, recipe[0] == 'a') << recipe << " " << a << " " << b;
+    std::filesystem::remove_all(out);
+  }
+}
+
 struct Refusal {
   std::string recipe, expected;
 };
@@ -295,6 +321,15 @@ TEST(Compress, RefusesBeforeAnyWork) {
       {"rtn(int(4)) @ layers[0:9]", "past the model's 2 layers"},
       {"rtn(int(4)) | rotate(rht)", "coordinates change first"},
       {"rotate(rht) @ q", "sites"},
+      {"act(int(8))", "none is coded"},
+      {"act(int(2)) | rtn(int(4))", "3..8"},
+      {"act(e5m2) | rtn(int(4))", "no quantizer 'e5m2'"},
+      {"act(int(8)) @ embed | rtn(int(4))", "no inputs"},
+      {"act(int(8)) @ q | rtn(int(4)) @ k", "none of the matrices"},
+      {"rtn(int(4)) | act(int(8))", "act comes after a coding stage"},
+      {"act(int(8)) | rotate(rht) | rtn(int(4))", "coordinates change first"},
+      {"act(int(4, per=group, group=16)) | rtn(int(4))", "multiple of the second"},
+      {"act(int(8)) @ layers[0:9] | rtn(int(4))", "past the model's 2 layers"},
       {"sparsify(2:4)", "no stage 'sparsify'"},
       {"rotate(rht) | rotate(rht) | rotate(rht) | rotate(rht) | rotate(rht) | rtn(int(4))",
        "at most 8"},

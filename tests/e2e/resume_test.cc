@@ -22,7 +22,9 @@ using test::run_quern;
 using test::ScratchFolder;
 
 const std::string kTiny = QUERN_SOURCE_DIR "/models/tiny";
-const char* const kRecipe = "rotate(rht) | ldlq(int(3, group=32), drift=0.5)";
+const char* const kRecipe =
+    "rotate(rht) | act(int(8, per=tensor, scale=static)) @ down | act(int(6)) | "
+    "ldlq(int(3, group=32), drift=0.5)";
 constexpr int kSteps = 8;  // embedding, 6 layers, head
 
 std::vector<std::string> command(const std::string& out, const std::string& recipe = kRecipe,
