@@ -260,4 +260,14 @@ Result<EvalResult> evaluate(const Model& model, const Model* base, std::span<con
   return results[0];
 }
 
+Result<std::vector<std::vector<Token>>> window_inputs(const ModelDesc& model,
+                                                      std::span<const Token> text,
+                                                      const EvalOptions& options) {
+  QUERN_ASSIGN(std::vector<Window> windows, cut(model, text, options));
+  std::vector<std::vector<Token>> inputs;
+  inputs.reserve(windows.size());
+  for (Window& window : windows) inputs.push_back(std::move(window.input));
+  return inputs;
+}
+
 }  // namespace quern

@@ -51,4 +51,9 @@ Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, c
 Result<EvalResult> evaluate(const Model& model, const Model* base, std::span<const Token> text,
                             const EvalOptions& options);
 
+// What a model is fed in each window, as evaluate feeds it.
+Result<std::vector<std::vector<Token>>> window_inputs(const ModelDesc& model,
+                                                      std::span<const Token> text,
+                                                      const EvalOptions& options);
+
 }  // namespace quern

@@ -74,7 +74,8 @@ Result<KvCache> Model::make_cache(int64_t capacity, DType dtype) const {
   return KvCache(shapes, capacity, dtype);
 }
 
-Status Model::forward(KvCache& cache, std::span<const Token> ids, MatrixView<float> hidden) const {
+Status Model::forward(KvCache& cache, std::span<const Token> ids, MatrixView<float> hidden,
+                      const Taps& tap) const {
   QUERN_TRY(check_ids(desc(), ids));
   const auto n = static_cast<int64_t>(ids.size());
   if (cache.length() + n > cache.capacity()) {
@@ -85,7 +86,9 @@ Status Model::forward(KvCache& cache, std::span<const Token> ids, MatrixView<flo
   RopeTables rope;
   for (size_t i = 0; i < parts_.layers.size(); ++i) {
     const SequenceRows rows{&cache.layer(i), cache.length(), n, cache.capacity()};
-    forward_layer({&desc(), &rope, static_cast<int>(i)}, parts_.layers[i], {&rows, 1}, hidden);
+    const auto layer = static_cast<int>(i);
+    forward_layer({&desc(), &rope, layer}, parts_.layers[i], {&rows, 1}, hidden,
+                  tap ? tap(layer) : nullptr);
   }
   cache.advance(n);
   finish(hidden);

@@ -39,7 +39,10 @@ class Model {
 
   // Runs the tokens as the next positions of the cache's sequence. hidden [ids.size(), d_model] is
   // what the head reads. Fails, with nothing stored, on an unknown id or a full cache.
-  Status forward(KvCache& cache, std::span<const Token> ids, MatrixView<float> hidden) const;
+  // Each layer shows the tap that `tap` names what its matrices read; null: none.
+  using Taps = std::function<LayerTap*(int layer)>;
+  Status forward(KvCache& cache, std::span<const Token> ids, MatrixView<float> hidden,
+                 const Taps& tap = nullptr) const;
 
   // One step of many sequences: ids[i] is the next token of caches[i]. hidden [n, d_model].
   Status step_batch(std::span<KvCache> caches, std::span<const Token> ids,

@@ -178,6 +178,23 @@ TEST(Cli, CompressPrintsEventsAndInspectEveryByte) {
             std::vector<std::string>());
 }
 
+TEST(Cli, InspectMeasuresWhatMatricesRead) {
+  Ran ran = run_quern({"inspect", kTiny, "--inputs", "--ctx", "32", "--windows", "1", "--act",
+                       "int(4); fp8", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const Json inputs = Json::parse(ran.out)["inputs"];
+  ASSERT_EQ(inputs.size(), 6 * 4u);
+  for (const Json& row : inputs) {
+    EXPECT_EQ(row["rows"], 31) << "the last token of a window is only predicted";
+    EXPECT_GT(row["max_abs"], row["rms"]);
+    EXPECT_GT(row["losses"][0]["zeros"], row["losses"][1]["zeros"]) << "4 bits and 8";
+  }
+  ran = run_quern({"inspect", kTiny, "--inputs", "--ctx", "32", "--windows", "1"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.out.find("mlp_in"), std::string::npos) << ran.out;
+  expect_failure({"inspect", kTiny, "--inputs", "--act", "int(9)"}, 2, "3..8");
+}
+
 TEST(Cli, ComparePrintsATableInThreeForms) {
   const ScratchFolder scratch;
   const std::string text = scratch / "text", work = scratch / "work";
