@@ -3,6 +3,7 @@
 // large allocation. What is accepted prints to a text that is accepted again.
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string_view>
 
@@ -27,6 +28,11 @@ class Planes final : public Checkpoint {
     add("w.zeros", DType::kU8, {kOut, 2});
     add("t.codes", DType::kU8, {kIn, 3});  // 3 or 4 bits of 6 columns
     add("t.scales", DType::kF16, {kIn, 1});
+    add_floats("quern.basis.ffn.0.scale", {48});
+    add_floats("quern.basis.attn_in.0.matrix", {8, 8});
+    add_floats("quern.basis.layers.1.mlp_in.0.blocks", {4, 8, 8});
+    add("quern.basis.layers.0.ffn.0.order", DType::kI32, {48});
+    for (int32_t i = 0; i < 48; ++i) std::memcpy(blocks_.back().get() + 4 * i, &i, sizeof(i));
   }
   const std::vector<TensorInfo>& tensors() const override { return tensors_; }
   const TensorInfo* find(std::string_view name) const override {
@@ -48,6 +54,14 @@ class Planes final : public Checkpoint {
     std::byte* bytes = blocks_.back().get();
     for (size_t i = 0; i < n; ++i) bytes[i] = static_cast<std::byte>(i * 37 + 11);
     tensors_.push_back({name, dtype, shape, bytes, n, 0});
+  }
+  void add_floats(const std::string& name, const Shape& shape) {
+    add(name, DType::kF32, shape);
+    const int64_t n = *element_count(shape);
+    for (int64_t i = 0; i < n; ++i) {
+      const float value = 0.25f + static_cast<float>(i % 7);
+      std::memcpy(blocks_.back().get() + 4 * i, &value, sizeof(value));
+    }
   }
   std::vector<std::unique_ptr<std::byte[]>> blocks_;
   std::vector<TensorInfo> tensors_;
@@ -90,12 +104,14 @@ void use_tensor(const std::string& name, const PackedTensor& tensor) {
 
 void try_config(const Json& config) {
   static const ModelDesc model = small_model();
-  const auto packed = Packed::from_config(config);
+  static const Planes planes;
+  const FindTensor find = [](std::string_view name) { return planes.find(name); };
+  const auto packed = Packed::from_config(config, find);
   if (!packed || packed->empty()) return;
   if (check_basis(packed->basis, model)) use_basis(packed->basis, model);
   for (const auto& [name, tensor] : packed->tensors) use_tensor(name, tensor);
   const Json printed = packed->to_json();
-  const auto again = Packed::from_config({{"quantization_config", printed}});
+  const auto again = Packed::from_config({{"quantization_config", printed}}, find);
   QUERN_CHECK(again.has_value() && again->to_json() == printed);
 }
 

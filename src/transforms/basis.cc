@@ -11,6 +11,8 @@ namespace {
 constexpr std::string_view kSiteNames[kSites] = {"residual", "value",   "heads", "qk",
                                                  "ffn",      "attn_in", "mlp_in"};
 constexpr int64_t kMaxLayers = 1 << 16;
+// Values of all operators that a file lists: what 512 layers of 16384 values with 8 operators have.
+constexpr int64_t kMaxTotal = int64_t{1} << 26;
 
 // The name of an operator's tensor in a model's files: the rank counts a site's operators of the
 // same layer.
@@ -142,9 +144,23 @@ Json BasisChange::to_json() const {
   return json;
 }
 
+namespace {
+
+// About what it takes to make an operator, in values; from a list that may hold anything.
+Result<int64_t> claimed_size(const Json& op) {
+  if (!op.is_object()) return error("basis: expected an object, got {}", op.type_name());
+  QUERN_ASSIGN(const int64_t size, json_int_or(op, "size", 1, kMaxOperatorSize, 1));
+  QUERN_ASSIGN(const int64_t heads, json_int_or(op, "heads", 1, kMaxOperatorSize, 1));
+  const bool has_tables = json_string_or(op, "op", "").value_or("") == "dct";
+  return std::max(size, heads) * (has_tables ? 16 : 1);
+}
+
+}  // namespace
+
 Result<BasisChange> BasisChange::from_json(const Json& json, const FindTensor& find) {
   if (!json.is_object()) return error("basis: expected an object, got {}", json.type_name());
   BasisChange basis;
+  int64_t total = 0;
   for (const auto& [name, list] : json.items()) {
     int i = 0;
     while (i < kSites && kSiteNames[i] != name) ++i;
@@ -153,7 +169,9 @@ Result<BasisChange> BasisChange::from_json(const Json& json, const FindTensor& f
     const auto site = static_cast<Site>(i);
     std::map<int, size_t> ranks;
     for (const Json& op : list) {
-      if (!op.is_object()) return error("basis: expected an object, got {}", op.type_name());
+      QUERN_ASSIGN(const int64_t size, claimed_size(op));
+      total += size;
+      if (total > kMaxTotal) return error("basis: more than {} values of operators", kMaxTotal);
       QUERN_ASSIGN(const int64_t given, json_int_or(op, "layer", 0, kMaxLayers, kAllLayers));
       const auto layer = static_cast<int>(given);
       if (site == Site::kResidual && layer != kAllLayers) {

@@ -19,6 +19,7 @@
 #include "base/status.h"
 #include "formats/checkpoint.h"
 #include "formats/json.h"
+#include "tensor/matrix.h"
 
 namespace quern {
 
@@ -87,5 +88,17 @@ OperatorPtr make_signs(int64_t size, uint64_t seed, uint64_t stream);
 Result<OperatorPtr> make_hadamard(int64_t size);
 // Hadamard over the head axis of [n_heads, d_head].
 Result<OperatorPtr> make_head_axis(int64_t n_heads, int64_t d_head);
+// x_j <- scale_j x_j; fails on an entry without an inverse.
+Result<OperatorPtr> make_diagonal(std::vector<float> scale);
+// x_j <- x_order[j]; fails on what is no permutation.
+Result<OperatorPtr> make_permutation(std::vector<int32_t> order);
+// x <- x M^T for M [n, n], for every stretch of n values; fails if M is singular.
+Result<OperatorPtr> make_dense(MatrixView<const double> matrix);
+// The same with a matrix for each block of a stretch, all [b, b].
+Result<OperatorPtr> make_block_diagonal(std::span<const Matrix<double>> blocks);
+// Haar: uniform over all orthogonal matrices.
+Result<OperatorPtr> make_random_orthogonal(int64_t size, uint64_t seed, uint64_t stream);
+constexpr int64_t kMaxDctSize = int64_t{1} << 18;
+OperatorPtr make_dct(int64_t size);
 
 }  // namespace quern

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operators that are matrices: one for a whole stretch (dense), or one for each block of it.
+// A block diagonal whose blocks are all alike is `dense` of the block's size.
+//
+// The matrix is kept in single precision, as files hold it. Its inverse is computed in double when
+// it is first asked for, which is where weights are folded: a runtime needs none, but to leave the
+// residual basis, and there an orthogonal matrix is turned back by its transpose.
+#include <mutex>
+
+#include "base/random.h"
+#include "kernels/kernels.h"
+#include "linalg/decompose.h"
+#include "transforms/operator.h"
+#include "transforms/operator_data.h"
+
+namespace quern {
+namespace {
+
+// M^T of orthogonal matrices that were rounded to single precision is their inverse to this.
+constexpr double kOrthogonal = 1e-5;
+
+class Blocks final : public Operator {
+ public:
+  // blocks: [n_blocks, block, block]
+  Blocks(int64_t n_blocks, int64_t block, std::vector<float> blocks)
+      : n_blocks_(n_blocks), block_(block), matrix_(std::move(blocks)) {
+    transposed_.resize(matrix_.size());
+    for (int64_t b = 0; b < n_blocks_; ++b) {
+      for (int64_t i = 0; i < block_; ++i) {
+        for (int64_t j = 0; j < block_; ++j) transposed_[at(b, j, i)] = matrix_[at(b, i, j)];
+      }
+    }
+  }
+  bool is_orthogonal() const override {
+    std::call_once(checked_, [this] { is_orthogonal_ = keeps_lengths(); });
+    return is_orthogonal_;
+  }
+  int64_t size() const override { return n_blocks_ * block_; }
+  void apply(float* x, int64_t count) const override { multiply(transposed_.data(), x, count); }
+  void apply(double* x, int64_t count) const override { multiply(transposed_.data(), x, count); }
+  void apply_inverse(float* x, int64_t count) const override {
+    if (is_orthogonal()) {
+      multiply(matrix_.data(), x, count);
+    } else {
+      multiply(inverse().of_inverse.data(), x, count);
+    }
+  }
+  void apply_inverse(double* x, int64_t count) const override {
+    multiply(inverse().of_inverse.data(), x, count);
+  }
+  void apply_inverse_transpose(float* x, int64_t count) const override {
+    multiply(inverse().of_inverse_transpose.data(), x, count);
+  }
+  void apply_inverse_transpose(double* x, int64_t count) const override {
+    multiply(inverse().of_inverse_transpose.data(), x, count);
+  }
+  int64_t flops() const override { return 2 * size() * block_; }
+  int64_t bytes() const override { return size() * block_ * int64_t{sizeof(float)}; }
+  Json to_json() const override {
+    if (n_blocks_ == 1) return {{"op", "dense"}, {"size", block_}};
+    return {{"op", "block_diagonal"}, {"size", size()}, {"block", block_}};
+  }
+  std::vector<OperatorTensor> tensors() const override {
+    if (n_blocks_ == 1) return {float_tensor("matrix", {block_, block_}, matrix_.data())};
+    return {float_tensor("blocks", {n_blocks_, block_, block_}, matrix_.data())};
+  }
+  // Fails where a block is singular.
+  Status invert() const { return inverse().status; }
+
+ private:
+  size_t at(int64_t b, int64_t i, int64_t j) const {
+    return static_cast<size_t>((b * block_ + i) * block_ + j);
+  }
+
+  // x_b <- x_b A_b for every block; a is [n_blocks, block, block].
+  template <class T, class A>
+  void multiply(const A* a, T* x, int64_t count) const {
+    std::vector<T> y(static_cast<size_t>(block_));
+    for (int64_t start = 0; start < count; start += block_) {
+      const int64_t b = start / block_ % n_blocks_;
+      std::fill(y.begin(), y.end(), T(0));
+      for (int64_t i = 0; i < block_; ++i) add(x[start + i], a + at(b, i, 0), y.data());
+      std::copy(y.begin(), y.end(), x + start);
+    }
+  }
+  void add(float s, const float* row, float* y) const { kernels().axpy(s, row, block_, y); }
+  template <class T, class A>
+  void add(T s, const A* row, T* y) const {
+    for (int64_t j = 0; j < block_; ++j) y[j] += static_cast<T>(s * row[j]);
+  }
+
+  // |x M^T M - x| of a few random vectors: n^2 operations for a proof that holds but by chance.
+  bool keeps_lengths() const {
+    Random random(1);
+    std::vector<double> x(static_cast<size_t>(size())), y;
+    for (int probe = 0; probe < 4; ++probe) {
+      for (double& value : x) value = random.gaussian();
+      y = x;
+      multiply(transposed_.data(), y.data(), size());
+      multiply(matrix_.data(), y.data(), size());
+      double difference = 0, energy = 0;
+      for (size_t j = 0; j < x.size(); ++j) {
+        difference += (y[j] - x[j]) * (y[j] - x[j]);
+        energy += x[j] * x[j];
+      }
+      if (!(difference <= kOrthogonal * kOrthogonal * energy)) return false;
+    }
+    return true;
+  }
+
+  struct Inverse {
+    std::vector<double> of_inverse, of_inverse_transpose;  // as `multiply` wants them
+    Status status;
+  };
+  const Inverse& inverse() const {
+    std::call_once(inverted_, [this] {
+      inverse_.of_inverse.resize(matrix_.size());
+      inverse_.of_inverse_transpose.resize(matrix_.size());
+      for (int64_t b = 0; b < n_blocks_; ++b) {
+        Matrix<double> m(block_, block_);
+        std::copy_n(matrix_.begin() + static_cast<std::ptrdiff_t>(at(b, 0, 0)), block_ * block_,
+                    m.data());
+        const auto inverted = quern::inverse(m.view());
+        if (!inverted) {
+          inverse_.status = tl::unexpected(inverted.error());
+          return;
+        }
+        for (int64_t i = 0; i < block_; ++i) {
+          for (int64_t j = 0; j < block_; ++j) {
+            // x M^-T and x M^-1
+            inverse_.of_inverse[at(b, i, j)] = (*inverted)(j, i);
+            inverse_.of_inverse_transpose[at(b, i, j)] = (*inverted)(i, j);
+          }
+        }
+      }
+    });
+    return inverse_;
+  }
+
+  int64_t n_blocks_, block_;
+  std::vector<float> matrix_, transposed_;  // [n_blocks, block, block]
+  mutable std::once_flag checked_, inverted_;
+  mutable bool is_orthogonal_ = false;
+  mutable Inverse inverse_;
+};
+
+Result<OperatorPtr> make(int64_t n_blocks, int64_t block, const double* values) {
+  std::vector<float> rounded(static_cast<size_t>(n_blocks * block * block));
+  std::transform(values, values + rounded.size(), rounded.begin(),
+                 [](double value) { return static_cast<float>(value); });
+  auto op = std::make_shared<Blocks>(n_blocks, block, std::move(rounded));
+  QUERN_TRY(op->invert());
+  return op;
+}
+
+Result<OperatorPtr> read_dense(const Json& json, const FindTensor& find) {
+  QUERN_ASSIGN(const int64_t size, json_int(json, "size", 1, kMaxOperatorSize));
+  QUERN_ASSIGN(std::vector<float> matrix, read_floats(find, "matrix", {size, size}));
+  return std::make_shared<Blocks>(1, size, std::move(matrix));
+}
+
+Result<OperatorPtr> read_block_diagonal(const Json& json, const FindTensor& find) {
+  QUERN_ASSIGN(const int64_t size, json_int(json, "size", 1, kMaxOperatorSize));
+  QUERN_ASSIGN(const int64_t block, json_int(json, "block", 1, size));
+  if (size % block != 0) return error("basis: blocks of {} do not divide {}", block, size);
+  QUERN_ASSIGN(std::vector<float> blocks,
+               read_floats(find, "blocks", {size / block, block, block}));
+  return std::make_shared<Blocks>(size / block, block, std::move(blocks));
+}
+
+}  // namespace
+
+Result<OperatorPtr> make_dense(MatrixView<const double> matrix) {
+  Matrix<double> copy(matrix.rows, matrix.cols);
+  for (int64_t i = 0; i < matrix.rows; ++i) std::copy_n(matrix.row(i), matrix.cols, copy.row(i));
+  return make(1, matrix.rows, copy.data());
+}
+
+Result<OperatorPtr> make_block_diagonal(std::span<const Matrix<double>> blocks) {
+  const int64_t block = blocks[0].rows();
+  std::vector<double> all;
+  for (const Matrix<double>& one : blocks) {
+    all.insert(all.end(), one.data(), one.data() + block * block);
+  }
+  return make(static_cast<int64_t>(blocks.size()), block, all.data());
+}
+
+Result<OperatorPtr> make_random_orthogonal(int64_t size, uint64_t seed, uint64_t stream) {
+  Random random(seed, stream);
+  const Matrix<double> matrix = random_orthogonal(size, random);
+  return make_dense(matrix.view());
+}
+
+extern const OperatorInfo dense_operator_info, block_diagonal_operator_info;
+const OperatorInfo dense_operator_info = {"dense", read_dense};
+const OperatorInfo block_diagonal_operator_info = {"block_diagonal", read_block_diagonal};
+
+}  // namespace quern
