@@ -21,6 +21,7 @@
 #include "calib/streams.h"
 #include "model/fused_source.h"
 #include "recipe/dense_tensors.h"
+#include "recipe/fit.h"
 #include "recipe/journal.h"
 #include "recipe/output_plan.h"
 #include "recipe/write_model.h"
@@ -73,6 +74,7 @@ class Compression {
     for (int layer = 0; layer < n_layers(); ++layer) QUERN_TRY(layer_step(layer));
     QUERN_TRY(code_head());
     QUERN_TRY(report("progress", {{"what", "write"}, {"done", 1.0}}));
+    packed_.basis = basis_;
     QUERN_TRY(write_model(*files_, plan_, packed_, journal, out_));
     return finish(start);
   }
@@ -119,6 +121,7 @@ class Compression {
     QUERN_ASSIGN(source_ends_, fused_->ends());
     coded_ends_ = source_ends_;
     needs_streams_ = recipe_.needs_calibration();
+    fitting_ = std::make_unique<Fitting>(*files_, recipe_, options_.seed, basis_);
     if (needs_streams_ && options_.given_corpus != nullptr) {
       corpus_ = *options_.given_corpus;
     } else if (needs_streams_) {
@@ -133,7 +136,6 @@ class Compression {
       packed_.calibration = {
           {"digest", corpus_.digest}, {"tokens", corpus_.n_tokens()}, {"text", corpus_.origin}};
     }
-    packed_.basis = basis_;
     job_ = {{"recipe", packed_.recipe},
             {"source", packed_.source_digest},
             {"calibration", packed_.calibration},
@@ -290,6 +292,7 @@ class Compression {
           QUERN_TRY(dense_->add(*weight, tensors));
         }
       }
+      add_operators(basis_, BasisChange::kAllLayers, tensors);
       QUERN_TRY(finish_step(step, tensors, {{"matrices", reports}}));
     } else {
       QUERN_ASSIGN(const Json report, journal_->report(step));
@@ -305,17 +308,27 @@ class Compression {
   Status layer_step(int layer) {
     const int step = layer + 1;
     n_coded_in_layer_ = 0;
+    Json report;
+    std::shared_ptr<SafetensorsFile> file;
+    if (journal_->has(step)) {
+      QUERN_ASSIGN(report, journal_->report(step));
+      QUERN_TRY(record(step, report));
+      QUERN_ASSIGN(file, journal_->read(step));
+      if (recipe_.is_fitted()) {
+        const auto fitted = fitting_->restore(layer, report.value("fitted", Json()), *file);
+        if (!fitted) return damaged(step, fitted.error().message);
+      }
+      if (!needs_streams_) return {};
+    } else if (recipe_.is_fitted()) {
+      const auto go = [&] { return proceed_in_layer(layer, "fit"); };
+      QUERN_TRY(fitting_->fit(layer, *streams_, corpus_.n_tokens(), go, result_.notes));
+    }
     LayerWeights source, coded;
     if (needs_streams_) {
       QUERN_ASSIGN(source, fused_->layer(layer));
       coded = source;
     }
-    Json report;
-    if (journal_->has(step)) {
-      QUERN_ASSIGN(report, journal_->report(step));
-      QUERN_TRY(record(step, report));
-      if (!needs_streams_) return {};
-      QUERN_ASSIGN(std::shared_ptr<SafetensorsFile> file, journal_->read(step));
+    if (file != nullptr) {
       for (const WeightPlan* weight : plan_.of_layer(layer)) {
         if (weight->fate != Fate::kCoded) continue;
         QUERN_ASSIGN(coded.at(weight->id.role, weight->id.expert), reload(step, *weight, file));
@@ -331,7 +344,9 @@ class Compression {
       QUERN_TRY(code_group(layer, group, source, coded, tensors, reports));
     }
     if (needs_streams_) QUERN_TRY(advance(layer, source, coded));
+    add_operators(basis_, layer, tensors);
     report = {{"matrices", reports}, {"layer", layer}};
+    if (recipe_.is_fitted()) report["fitted"] = fitting_->report(layer);
     if (needs_streams_) report["output_error"] = streams_->relative_error();
     QUERN_TRY(finish_step(step, tensors, report));
     return this->report("layer", {{"layer", layer},
@@ -464,6 +479,7 @@ class Compression {
   std::unique_ptr<ModelFiles> files_;
   BasisChange basis_;
   std::unique_ptr<FusedSource> fused_;
+  std::unique_ptr<Fitting> fitting_;
   std::unique_ptr<DenseTensors> dense_;
   OutputPlan plan_;
   EndWeights source_ends_, coded_ends_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "recipe/dense_tensors.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace quern {
@@ -15,12 +16,24 @@ OutputTensor dense_tensor(std::string name, DType dtype, Shape shape, const floa
   return tensor;
 }
 
+// Norms are few and each of their entries meets a whole column: one that took up a diagonal keeps
+// single precision where the source's type would round it.
+DType dtype_of(const WeightPlan& weight, const float* values) {
+  const bool is_norm = weight.id.role == Role::kAttnNorm || weight.id.role == Role::kMlpNorm;
+  if (!is_norm) return weight.dense_dtype;
+  const auto n = static_cast<size_t>(weight.n_in);
+  std::vector<float> back(n), stored(n);  // `stored` holds at most as many bytes
+  convert_from_float(values, weight.n_in, weight.dense_dtype, stored.data());
+  convert_to_float(weight.dense_dtype, stored.data(), weight.n_in, back.data());
+  return std::equal(back.begin(), back.end(), values) ? weight.dense_dtype : DType::kF32;
+}
+
 }  // namespace
 
 Status DenseTensors::add(const WeightPlan& weight, std::vector<OutputTensor>& out) const {
   const Shape shape = files_.store().shape(weight.id);
   QUERN_ASSIGN(const Matrix<float> values, fused_.weight(weight.id));
-  out.push_back(dense_tensor(weight.name, weight.dense_dtype, shape, values.data()));
+  out.push_back(dense_tensor(weight.name, dtype_of(weight, values.data()), shape, values.data()));
   return add_bias(weight, out);
 }
 
@@ -30,8 +43,8 @@ Status DenseTensors::add_bias(const WeightPlan& weight, std::vector<OutputTensor
   const std::string name = store.stored_name(weight.id, Part::kBias);
   if (plan_.copied().contains(name)) return {};
   QUERN_ASSIGN(const std::vector<float> bias, fused_.bias(weight.id));
-  out.push_back(
-      dense_tensor(name, weight.dense_dtype, {static_cast<int64_t>(bias.size())}, bias.data()));
+  out.push_back(dense_tensor(name, dtype_of(weight, bias.data()),
+                             {static_cast<int64_t>(bias.size())}, bias.data()));
   return {};
 }
 
@@ -51,6 +64,14 @@ void add_ranges(const WeightPlan& weight, const ActRounding& rounding,
   out.push_back(dense_tensor(ranges_name(weight.name), DType::kF32,
                              {static_cast<int64_t>(rounding.ranges.size())},
                              rounding.ranges.data()));
+}
+
+void add_operators(const BasisChange& basis, int layer, std::vector<OutputTensor>& out) {
+  for (const OperatorTensor& data : basis.tensors(layer)) {
+    OutputTensor tensor{{data.name, data.dtype, data.shape}, {}};
+    tensor.bytes.assign(data.bytes.begin(), data.bytes.end());
+    out.push_back(std::move(tensor));
+  }
 }
 
 Status check_finite(const Matrix<float>& w, const WeightId& id) {

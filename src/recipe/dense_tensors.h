@@ -33,6 +33,9 @@ void add_planes(const WeightPlan& weight, const CodedMatrix& codes, std::vector<
 void add_ranges(const WeightPlan& weight, const ActRounding& rounding,
                 std::vector<OutputTensor>& out);
 
+// The data of a layer's operators (of BasisChange::kAllLayers: of those that all layers have).
+void add_operators(const BasisChange& basis, int layer, std::vector<OutputTensor>& out);
+
 // A code for NaN or infinity would be an arbitrary number, and its error none.
 Status check_finite(const Matrix<float>& w, const WeightId& id);
 

@@ -193,10 +193,16 @@ std::shared_ptr<const ActQuantizer> Recipe::act_for(const ModelDesc& model,
 }
 
 bool Recipe::needs_calibration() const {
-  return std::any_of(coding_.begin(), coding_.end(),
+  return is_fitted() ||
+         std::any_of(coding_.begin(), coding_.end(),
                      [](const CodingStage& stage) { return stage.solver->needs_hessian(); }) ||
          std::any_of(acts_.begin(), acts_.end(),
                      [](const ActStage& stage) { return stage.act->n_ranges(1) > 0; });
+}
+
+bool Recipe::is_fitted() const {
+  return std::any_of(transforms_.begin(), transforms_.end(),
+                     [](const auto& transform) { return transform->is_fitted(); });
 }
 
 }  // namespace quern

@@ -48,6 +48,7 @@ class Recipe {
   bool has_act() const { return !acts_.empty(); }
   // Whether calibration text must pass through the model.
   bool needs_calibration() const;
+  bool is_fitted() const;  // has a transform that is fitted to the layers
 
  private:
   std::string canonical_;

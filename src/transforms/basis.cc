@@ -68,7 +68,7 @@ const Chain& BasisChange::at(Site site, int layer) const {
 }
 
 void BasisChange::add(Site site, int layer, OperatorPtr op) {
-  insert(site, {stage_, layer, std::move(op)});
+  insert(site, {stage_, layer, std::move(op), origin_});
 }
 
 void BasisChange::insert(Site site, Entry entry) {
@@ -206,6 +206,43 @@ std::vector<OperatorTensor> BasisChange::tensors(int layer) const {
     }
   }
   return found;
+}
+
+size_t BasisChange::count(Site site, int layer) const {
+  const std::vector<Entry>& entries = sites_[static_cast<size_t>(site)].entries;
+  return static_cast<size_t>(std::count_if(
+      entries.begin(), entries.end(), [&](const Entry& entry) { return entry.layer == layer; }));
+}
+
+Json BasisChange::fitted_json(int layer) const {
+  Json list = Json::array();
+  for (int i = 0; i < kSites; ++i) {
+    for (const Entry& entry : sites_[static_cast<size_t>(i)].entries) {
+      if (entry.layer != layer || entry.origin != Origin::kFitted) continue;
+      list.push_back(
+          {{"site", kSiteNames[i]}, {"stage", entry.stage}, {"op", entry.op->to_json()}});
+    }
+  }
+  return list;
+}
+
+Status BasisChange::add_fitted(int layer, const Json& json, const FindTensor& find) {
+  if (!json.is_array()) return error("basis: expected a list, got {}", json.type_name());
+  for (const Json& item : json) {
+    QUERN_ASSIGN(const std::string name, json_string(item, "site"));
+    QUERN_ASSIGN(const int64_t stage, json_int(item, "stage", 0, 1 << 16));
+    const auto* found = std::find(std::begin(kSiteNames), std::end(kSiteNames), name);
+    if (found == std::end(kSiteNames)) return error("basis: no site '{}'", name);
+    if (!item.contains("op")) return error("basis: no operator at site '{}'", name);
+    const auto site = static_cast<Site>(found - std::begin(kSiteNames));
+    const size_t rank = count(site, layer);
+    QUERN_ASSIGN(OperatorPtr op, read_operator(item["op"], [&](std::string_view part) {
+                   return find(tensor_name(site, layer, rank, part));
+                 }));
+    begin_stage(static_cast<int>(stage), Origin::kFitted);
+    add(site, layer, std::move(op));
+  }
+  return {};
 }
 
 }  // namespace quern

@@ -77,7 +77,11 @@ class BasisChange {
   void add(Site site, OperatorPtr op) { add(site, kAllLayers, std::move(op)); }
   void add(Site site, int layer, OperatorPtr op);
   // Later calls of `add` and `expect` belong to this stage (from 0).
-  void begin_stage(int stage) { stage_ = stage; }
+  enum class Origin : uint8_t { kPlanned, kFitted };
+  void begin_stage(int stage, Origin origin = Origin::kPlanned) {
+    stage_ = stage;
+    origin_ = origin;
+  }
   // Says that a fitted transform will add operators at a site, so that weights around it are
   // planned as changed before any operator is known.
   void expect(Site site) { is_expected_[static_cast<size_t>(site)] = true; }
@@ -100,10 +104,15 @@ class BasisChange {
   // they have in the model's files.
   std::vector<OperatorTensor> tensors(int layer) const;
 
+  // What was fitted to a layer, with its stages: [{"site", "stage", "op": {..}}, ...]; and back.
+  Json fitted_json(int layer) const;
+  Status add_fitted(int layer, const Json& json, const FindTensor& find);
+
  private:
   struct Entry {
     int stage = 0, layer = kAllLayers;
     OperatorPtr op;
+    Origin origin = Origin::kPlanned;
   };
   struct SiteEntries {
     std::vector<Entry> entries;  // in the order of the stages
@@ -111,10 +120,12 @@ class BasisChange {
     std::map<int, Chain> own;  // of layers with entries of their own
   };
   void insert(Site site, Entry entry);
+  size_t count(Site site, int layer) const;
 
   std::array<SiteEntries, kSites> sites_;
   std::array<bool, kSites> is_expected_{};
   int stage_ = 0;
+  Origin origin_ = Origin::kPlanned;
 };
 
 }  // namespace quern

@@ -23,7 +23,7 @@ using test::ScratchFolder;
 
 const std::string kTiny = QUERN_SOURCE_DIR "/models/tiny";
 const char* const kRecipe =
-    "rotate(rht) | act(int(8, per=tensor, scale=static)) @ down | act(int(6)) | "
+    "sort | rotate(rht) | act(int(8, per=tensor, scale=static)) @ down | act(int(6)) | "
     "ldlq(int(3, group=32), drift=0.5)";
 constexpr int kSteps = 8;  // embedding, 6 layers, head
 
@@ -227,10 +227,13 @@ TEST_F(Resume, ADamagedStepIsAClearError) {
     ASSERT_TRUE(write_file_atomically(step, bytes));
     expect_error(what);
   }
-  for (const char* report :
-       {"", "{}", "[]", "7", R"({"matrices":[]})", R"({"matrices":{"x":{}}})",
-        R"({"matrices":{"model.layers.1.self_attn.q_proj.weight":{"error":null}}})",
-        R"({"matrices":{"model.layers.1.input_layernorm.weight":{"error":0}}})"}) {
+  for (
+      const char* report :
+      {"", "{}", "[]", "7", R"({"matrices":[]})", R"({"matrices":{"x":{}}})",
+       R"({"matrices":{"model.layers.1.self_attn.q_proj.weight":{"error":null}}})",
+       R"({"matrices":{"model.layers.1.input_layernorm.weight":{"error":0}}})",
+       R"({"matrices":{}})", R"({"matrices":{},"fitted":[7]})",
+       R"({"matrices":{},"fitted":[{"site":"ffn","stage":0,"op":{"op":"diagonal","size":768}}]})"}) {
     ASSERT_TRUE(write_file_atomically(step, content));
     ASSERT_NO_FATAL_FAILURE(replace_report(step, report));
     expect_error(report);

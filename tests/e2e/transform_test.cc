@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// Transforms alone, with nothing coded, through files: the model that is written computes what the
+// source computes.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/random.h"
+#include "eval/evaluate.h"
+#include "model/model.h"
+#include "recipe/compress.h"
+#include "scratch.h"
+
+namespace quern {
+namespace {
+
+using test::ScratchFolder;
+
+std::string fixture(std::string_view name) {
+  return fmt::format("{}/tests/data/fixtures/{}", QUERN_SOURCE_DIR, name);
+}
+
+std::vector<std::string> fixtures() {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(fixture(""))) {
+    names.push_back(entry.path().filename().string());
+  }
+  return names;
+}
+
+CompressOptions small(const std::string& model, const std::string& out, const std::string& recipe) {
+  CompressOptions options;
+  options.model = model;
+  options.out = out;
+  options.recipe = recipe;
+  options.corpus.n_samples = 3;
+  options.corpus.length = 16;
+  return options;
+}
+
+Matrix<float> logits_of(const std::string& path) {
+  const auto model = Model::open(path);
+  EXPECT_TRUE(model.has_value()) << (model ? "" : model.error().message);
+  if (!model) return {};
+  const ModelDesc& desc = (*model)->desc();
+  Random random(5);
+  std::vector<Token> ids;
+  for (int i = 0; i < 24; ++i) {
+    ids.push_back(static_cast<Token>(random.below(static_cast<uint64_t>(desc.n_vocab))));
+  }
+  auto cache = (*model)->make_cache(24, DType::kF32);
+  Matrix<float> hidden(24, desc.d_model), logits(24, desc.n_vocab);
+  EXPECT_TRUE((*model)->forward(*cache, ids, hidden.view()));
+  (*model)->logits(hidden.view(), logits.view());
+  return logits;
+}
+
+double distance(const Matrix<float>& got, const Matrix<float>& expected) {
+  double difference = 0, largest = 0;
+  for (int64_t i = 0; i < expected.rows() * expected.cols(); ++i) {
+    difference = std::max(difference, std::abs(double(got.data()[i]) - double(expected.data()[i])));
+    largest = std::max(largest, std::abs(double(expected.data()[i])));
+  }
+  return difference / largest;
+}
+
+// Sums in another order, at most 96 terms.
+constexpr double kReordered = 1e-5;
+// Weights rounded again to the fixture's type, bfloat16 for some: 2^-9 each, about 100 of them a
+// sum with random signs, four products deep, over a sum of random signs itself.
+constexpr double kRounded = 2e-2;
+
+void expect_same_function(const std::string& name, const std::string& recipe, double tolerance) {
+  const ScratchFolder scratch;
+  const auto result = compress(small(fixture(name), scratch / "out", recipe));
+  ASSERT_TRUE(result.has_value()) << name << " " << recipe << ": " << result.error().message;
+  EXPECT_LT(distance(logits_of(scratch / "out"), logits_of(fixture(name))), tolerance)
+      << name << " " << recipe;
+}
+
+TEST(Transforms, ThatAreFittedLeaveTheLogitsOfEveryFixture) {
+  for (const std::string& name : fixtures()) {
+    expect_same_function(name, "sort", kReordered);
+    expect_same_function(name, "sort | rotate", kRounded);
+  }
+}
+
+TEST(Transforms, AFittedOperatorStandsInTheFileBeforeAPlannedOne) {
+  const ScratchFolder scratch;
+  ASSERT_TRUE(compress(small(fixture("llama"), scratch / "out", "sort | rotate(sites=ffn)")));
+  const auto files = ModelFiles::open(scratch / "out");
+  ASSERT_TRUE(files.has_value());
+  for (int layer = 0; layer < 2; ++layer) {
+    const auto& operators = (*files)->basis().at(Site::kFfn, layer).operators();
+    ASSERT_EQ(operators.size(), 3u);
+    EXPECT_EQ(operators[0]->kind(), OperatorKind::kPermutation);
+    EXPECT_EQ(operators[1]->to_json()["op"], "signs");
+  }
+  EXPECT_FALSE((*files)->basis().at(Site::kFfn, 0).operators()[0]->tensors()[0].bytes ==
+               (*files)->basis().at(Site::kFfn, 1).operators()[0]->tensors()[0].bytes);
+}
+
+}  // namespace
+}  // namespace quern
