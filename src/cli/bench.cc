@@ -7,16 +7,36 @@
 #include "eval/speed.h"
 #include "kernels/kernels.h"
 #include "model/synthetic.h"
+#include "recipe/recipe.h"
 
 namespace quern::cli {
 namespace {
 
 struct BenchOptions {
-  std::string model, shape;
+  std::string model, shape, transform;
   SyntheticOptions synthetic;
   SpeedOptions speed;
   bool roofline = false, json = false;
 };
+
+// The basis of the recipe's transforms, which may not need data.
+Result<BasisChange> plan_basis(const std::string& text, const std::string& shape, uint64_t seed) {
+  QUERN_ASSIGN(const ModelDesc desc, shape_desc(shape));
+  QUERN_ASSIGN(const Recipe recipe, Recipe::parse(text));
+  QUERN_ASSIGN(const std::vector<spec::Stage> stages, spec::parse_recipe(text));
+  if (recipe.transforms().size() != stages.size()) {
+    return usage_error("bench: --transform takes transforms alone, got '{}'", text);
+  }
+  BasisChange basis;
+  std::vector<std::string> notes;
+  for (const auto& transform : recipe.transforms()) {
+    if (transform->is_fitted()) {
+      return usage_error("bench: {} is fitted to data, and a shape has none", transform->spec());
+    }
+    QUERN_TRY(transform->plan(desc, seed, basis, notes));
+  }
+  return basis;
+}
 
 Result<std::unique_ptr<Model>> open_or_make(const BenchOptions& o) {
   if (o.model.empty() == o.shape.empty()) {
@@ -24,8 +44,15 @@ Result<std::unique_ptr<Model>> open_or_make(const BenchOptions& o) {
         "bench: give a MODEL or --shape NAME, or --roofline alone; the shapes are {}",
         fmt::join(model_shapes(), ", "));
   }
-  return o.shape.empty() ? Model::open(o.model, o.synthetic.activations)
-                         : synthetic_model(o.shape, o.synthetic);
+  if (o.shape.empty()) {
+    if (!o.transform.empty()) return usage_error("bench: --transform goes with --shape");
+    return Model::open(o.model, o.synthetic.activations);
+  }
+  SyntheticOptions options = o.synthetic;
+  if (!o.transform.empty()) {
+    QUERN_ASSIGN(options.basis, plan_basis(o.transform, o.shape, options.seed));
+  }
+  return synthetic_model(o.shape, options);
 }
 
 Json to_json(const Limit& limit) {
@@ -62,9 +89,11 @@ Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed
           {"prompt_tokens_per_second", speed.prompt.median()},
           {"prompt_tokens_per_second_min", speed.prompt.min()},
           {"prompt_runs", speed.prompt.runs},
+          {"prompt_online_share", speed.prompt.median_online()},
           {"generated_tokens_per_second", speed.generated.median()},
           {"generated_tokens_per_second_min", speed.generated.min()},
           {"generated_runs", speed.generated.runs},
+          {"generated_online_share", speed.generated.median_online()},
           {"weight_bytes_per_token", bytes},
           {"weight_gb_per_second", bytes * reads_per_second / 1e9}};
 }
@@ -117,18 +146,24 @@ void print_text(const Json& json) {
     return json.contains(key) ? fmt::format(", {:.0f} % of {}", 100 * json[key].get<double>(), of)
                               : std::string();
   };
-  fmt::print("prompt   {:6}       {:10.2f} tokens/s, slowest run {:.2f}{}\n",
+  const auto online = [&](const char* key) {
+    const double part = json[key].get<double>();
+    return part > 0 ? fmt::format(", {:.2f} % in online operators", 100 * part) : std::string();
+  };
+  fmt::print("prompt   {:6}       {:10.2f} tokens/s, slowest run {:.2f}{}{}\n",
              json["n_prompt"].get<int64_t>(), json["prompt_tokens_per_second"].get<double>(),
              json["prompt_tokens_per_second_min"].get<double>(),
-             share("prompt_peak_share", json.value("prompt_peak", "")));
+             share("prompt_peak_share", json.value("prompt_peak", "")),
+             online("prompt_online_share"));
   fmt::print(
       "generate {:6} x {:<4}{:10.2f} tokens/s, slowest run {:.2f}; {} of weights a step, "
-      "{:.2f} GB/s{}\n",
+      "{:.2f} GB/s{}{}\n",
       json["n_gen"].get<int64_t>(), json["batch"].get<int64_t>(),
       json["generated_tokens_per_second"].get<double>(),
       json["generated_tokens_per_second_min"].get<double>(),
       human_bytes(json["weight_bytes_per_token"].get<double>()),
-      json["weight_gb_per_second"].get<double>(), share("bandwidth_share", "read"));
+      json["weight_gb_per_second"].get<double>(), share("bandwidth_share", "read"),
+      online("generated_online_share"));
 }
 
 Status run_bench(const BenchOptions& o) {
@@ -180,6 +215,9 @@ Action declare_bench(CLI::App& app) {
   app.add_option("--act", o->synthetic.act,
                  "how coded layers of --shape round their inputs: 'int(8)'; default: as "
                  "--activations says");
+  app.add_option("--transform", o->transform,
+                 "of --shape, without data: 'rotate'; its online operators run, and their share of "
+                 "the time is reported");
   app.add_flag("--roofline", o->roofline,
                "first measure the machine's limits, and report shares of them");
   app.add_option("-p,--n-prompt", o->speed.n_prompt, "prompt tokens")
@@ -200,6 +238,7 @@ Action declare_bench(CLI::App& app) {
       "  quern bench models/tiny -p 512 -n 64 -r 3 --json\n"
       "  quern bench --shape tinyllama --codec 'int(4, group=64)' --head-codec 'int(8)' "
       "--roofline\n"
+      "  quern bench --shape tinyllama --codec 'int(4)' --transform 'rotate'\n"
       "  quern bench --shape llama-7b --codec e8p --batch 8 -p 16 -n 16 -r 1");
   return [o] { return run_bench(*o); };
 }

@@ -50,10 +50,11 @@ class SpeedRun {
     std::vector<Token> prompt(static_cast<size_t>(o_.n_prompt));
     for (Token& token : prompt) token = random_token();
     Matrix<float> hidden(o_.n_prompt, model_.desc().d_model), logits(1, model_.desc().n_vocab);
+    const double online = model_.online_seconds();
     const auto start = Clock::now();
     QUERN_TRY(model_.forward(cache, prompt, hidden.view()));
     model_.logits(hidden.view().row_range(o_.n_prompt - 1, 1), logits.view());
-    result.prompt.runs.push_back(static_cast<double>(o_.n_prompt) / seconds_since(start));
+    record(o_.n_prompt, seconds_since(start), online, result.prompt);
     return {};
   }
 
@@ -62,6 +63,7 @@ class SpeedRun {
     for (Token& token : tokens) token = random_token();
     Matrix<float> hidden(o_.n_sequences, model_.desc().d_model);
     Matrix<float> logits(o_.n_sequences, model_.desc().n_vocab);
+    const double online = model_.online_seconds();
     const auto start = Clock::now();
     for (int64_t i = 0; i < o_.n_generate; ++i) {
       QUERN_TRY(proceed(0.5 + 0.5 * static_cast<double>(i) / static_cast<double>(o_.n_generate),
@@ -73,9 +75,14 @@ class SpeedRun {
             {logits.row(static_cast<int64_t>(s)), static_cast<size_t>(model_.desc().n_vocab)});
       }
     }
-    result.generated.runs.push_back(static_cast<double>(o_.n_generate * o_.n_sequences) /
-                                    seconds_since(start));
+    record(o_.n_generate * o_.n_sequences, seconds_since(start), online, result.generated);
     return {};
+  }
+
+  // `online`: the model's count when the run began.
+  void record(int64_t n_tokens, double seconds, double online, Rates& rates) const {
+    rates.runs.push_back(static_cast<double>(n_tokens) / seconds);
+    rates.online.push_back((model_.online_seconds() - online) / seconds);
   }
 
   const Model& model_;
@@ -86,11 +93,17 @@ class SpeedRun {
 
 }  // namespace
 
-double Rates::median() const {
-  std::vector<double> sorted = runs;
-  std::sort(sorted.begin(), sorted.end());
-  return sorted.empty() ? 0 : sorted[sorted.size() / 2];
+namespace {
+
+double median_of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values.empty() ? 0 : values[values.size() / 2];
 }
+
+}  // namespace
+
+double Rates::median() const { return median_of(runs); }
+double Rates::median_online() const { return median_of(online); }
 
 double Rates::min() const { return runs.empty() ? 0 : *std::min_element(runs.begin(), runs.end()); }
 

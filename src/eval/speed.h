@@ -26,8 +26,10 @@ struct SpeedOptions {
 // Tokens per second, one entry per repetition.
 struct Rates {
   std::vector<double> runs;
-  double median() const;  // 0 without runs
+  std::vector<double> online;  // of each run, the share of time that went to online operators
+  double median() const;       // 0 without runs
   double min() const;
+  double median_online() const;
 };
 
 struct SpeedResult {

@@ -38,6 +38,31 @@ TEST(Speed, HasARateForEveryRunAndReportsProgress) {
   EXPECT_LT(shares.back(), 1);
 }
 
+TEST(Speed, OnlineOperatorsHaveTheirShareOfTheTime) {
+  SyntheticOptions synthetic;
+  synthetic.codec = "int(4)";
+  SpeedOptions options;
+  options.n_prompt = 16;
+  options.n_generate = 2;
+  options.repetitions = 1;
+  for (const bool is_rotated : {false, true}) {
+    if (is_rotated) {
+      synthetic.basis.add(Site::kFfn, *make_hadamard(768));
+      synthetic.basis.add(Site::kResidual, *make_hadamard(256));
+      synthetic.basis.add(Site::kQk, *make_hadamard(64));
+    }
+    const auto model = synthetic_model("tiny", synthetic);
+    ASSERT_TRUE(model) << model.error().message;
+    const auto speed = measure_speed(**model, options);
+    ASSERT_TRUE(speed);
+    for (const Rates& rates : {speed->prompt, speed->generated}) {
+      ASSERT_EQ(rates.online.size(), 1u);
+      EXPECT_EQ(rates.median_online() > 0, is_rotated);
+      EXPECT_LT(rates.median_online(), 1);
+    }
+  }
+}
+
 TEST(Speed, StopsWhenAskedAndRefusesWhatHasNoRoom) {
   const auto model = tiny("f16");
   SpeedOptions options;

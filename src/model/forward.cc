@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 
@@ -25,11 +26,6 @@ void for_rows(MatrixView<float> x, const Body& body) {
   parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) body(i);
   });
-}
-
-void apply_chain(const Chain& chain, MatrixView<float> x) {
-  if (chain.empty()) return;
-  for_rows(x, [&](int64_t i) { chain.apply(x.row(i), x.cols); });
 }
 
 // dst <- norm(src) for one row; dst may be src.
@@ -61,12 +57,13 @@ class LayerRun {
         weights_(weights),
         sequences_(sequences),
         rope_(*context.rope),
+        online_time_(context.online_time),
         tap_(tap) {}
 
   bool run(MatrixView<float> h) {
     ScratchMatrix x(h.rows, h.cols), out(h.rows, h.cols);
     apply_norm(desc_.attn_norm, weights_.attn_norm, h, x.view());
-    apply_chain(weights_.online.attn_in, x.view());
+    apply_online(weights_.online.attn_in, x.view(), online_time_);
     if (!attention(x.view(), out.view())) return false;
     // A sum and the norms around it pass over a row together.
     for_rows(h, [&](int64_t i) {
@@ -78,7 +75,7 @@ class LayerRun {
         norm_row(desc_.mlp_norm, weights_.mlp_norm, h.row(i), h.cols, x.row(i));
       }
     });
-    apply_chain(weights_.online.mlp_in, x.view());
+    apply_online(weights_.online.mlp_in, x.view(), online_time_);
     if (!mlp(x.view(), out.view())) return false;
     for_rows(h, [&](int64_t i) {
       add_normed(desc_.mlp_post_norm, weights_.mlp_post_norm, out.row(i), h.cols, h.row(i));
@@ -101,7 +98,7 @@ class LayerRun {
     linear(products, x);
     place_heads(q.view(), k.view(), v.view());
     attend_all(q.view(), z.view());
-    apply_chain(weights_.online.heads, z.view());
+    apply_online(weights_.online.heads, z.view(), online_time_);
     if (!show(Role::kO, -1, z.view())) return false;
     linear(weights_.o, z.view(), out);
     return true;
@@ -111,7 +108,6 @@ class LayerRun {
   void place_heads(MatrixView<float> q, MatrixView<float> k, MatrixView<const float> v) {
     const AttentionDesc& a = desc_.attention;
     const RopeTable* rope = a.rope.n_dims > 0 ? &rope_.at(a.rope, sequences_) : nullptr;
-    const Chain& qk = weights_.online.qk;
     const auto prepare = [&](MatrixView<float> x, int64_t i, const NormWeight& norm) {
       for (int64_t h = 0; h < x.cols / a.d_head; ++h) {
         float* head = x.row(i) + h * a.d_head;
@@ -119,17 +115,15 @@ class LayerRun {
         if (rope != nullptr) {
           kernels().rope(rope->cosine.row(i), rope->sine.row(i), a.rope.n_dims, head);
         }
-        if (&norm == &weights_.q_norm) {
-          qk.apply(head, a.d_head);
-        } else {
-          qk.apply_inverse_transpose(head, a.d_head);  // so that scores stay
-        }
       }
     };
     for_rows(q, [&](int64_t i) {
       prepare(q, i, weights_.q_norm);
       prepare(k, i, weights_.k_norm);
     });
+    apply_online(weights_.online.qk, q, online_time_);
+    apply_online(weights_.online.qk, k, online_time_,
+                 Online::kInverseTranspose);  // so that scores stay
     int64_t row = 0;
     for (const SequenceRows& sequence : sequences_) {
       sequence.kv->put(sequence.position, k.row_range(row, sequence.n_rows),
@@ -226,7 +220,7 @@ class LayerRun {
         kernels().activate(desc_.mlp.activation, u.cols, u.row(i));
       }
     });
-    if (!is_shared) apply_chain(weights_.online.ffn, u);
+    if (!is_shared) apply_online(weights_.online.ffn, u, online_time_);
     if (!show(is_shared ? Role::kSharedDown : Role::kDown, index, u)) return false;
     linear(weights.down, u, out);
     return true;
@@ -294,6 +288,7 @@ class LayerRun {
   const LayerWeights& weights_;
   std::span<const SequenceRows> sequences_;
   RopeTables& rope_;
+  OnlineTime* online_time_;
   LayerTap* tap_;
 };
 
@@ -336,6 +331,24 @@ void apply_norm(const NormDesc& norm, const NormWeight& weight, MatrixView<const
                 MatrixView<float> dst) {
   if (norm.kind == NormKind::kNone && src.data == dst.data) return;
   for_rows(dst, [&](int64_t i) { norm_row(norm, weight, src.row(i), src.cols, dst.row(i)); });
+}
+
+void apply_online(const Chain& chain, MatrixView<float> x, OnlineTime* time, Online what) {
+  if (chain.empty()) return;
+  using Clock = std::chrono::steady_clock;
+  const auto start = time == nullptr ? Clock::time_point() : Clock::now();
+  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
+    const int64_t together = x.stride == x.cols ? end - begin : 1;  // rows
+    for (int64_t i = begin; i < end; i += together) {
+      const int64_t count = together * x.cols;
+      if (what == Online::kApply) chain.apply(x.row(i), count);
+      if (what == Online::kInverse) chain.apply_inverse(x.row(i), count);
+      if (what == Online::kInverseTranspose) chain.apply_inverse_transpose(x.row(i), count);
+    }
+  });
+  if (time == nullptr) return;
+  time->nanoseconds +=
+      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
 }
 
 bool forward_layer(const LayerContext& context, const LayerWeights& weights,

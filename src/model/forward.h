@@ -2,6 +2,7 @@
 // One decoder layer on a batch of token rows: what generation runs and what calibration runs.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -56,10 +57,21 @@ class LayerTap {
 
 class RopeTables;
 
+// Time that callers spent in online operators, from many threads.
+struct OnlineTime {
+  std::atomic<int64_t> nanoseconds{0};
+};
+
+// x <- x M^T, x M^-T, or x M^-1 (of what meets x in a product); rows are shared out among threads.
+enum class Online : uint8_t { kApply, kInverse, kInverseTranspose };
+void apply_online(const Chain& chain, MatrixView<float> x, OnlineTime* time = nullptr,
+                  Online what = Online::kApply);
+
 struct LayerContext {
   const ModelDesc* model = nullptr;
   RopeTables* rope = nullptr;  // kept between layers
   int layer = 0;
+  OnlineTime* online_time = nullptr;
 };
 
 // h [n_rows, d_model] <- layer(h), in place, online operators active. False if the tap ended it.

@@ -20,7 +20,7 @@ Status check_ids(const ModelDesc& model, std::span<const Token> ids) {
 }
 
 void embed(const ModelDesc& model, const EndWeights& ends, std::span<const Token> ids,
-           int64_t position, MatrixView<float> h) {
+           int64_t position, MatrixView<float> h, OnlineTime* time) {
   parallel_for(h.rows, 16, [&](int64_t begin, int64_t end) {
     std::vector<float> place(static_cast<size_t>(model.d_model));
     for (int64_t i = begin; i < end; ++i) {
@@ -32,9 +32,9 @@ void embed(const ModelDesc& model, const EndWeights& ends, std::span<const Token
         decode_rows(ends.pos_embed, position + i + model.pos_offset, 1, place.data());
         kernels().add(place.data(), model.d_model, h.row(i));
       }
-      ends.residual.apply(h.row(i), model.d_model);
     }
   });
+  apply_online(ends.residual, h, time);
 }
 
 Result<std::unique_ptr<Model>> Model::open(const std::string& path, Activations activations) {
@@ -82,12 +82,12 @@ Status Model::forward(KvCache& cache, std::span<const Token> ids, MatrixView<flo
     return error("the context is full: {} + {} tokens, room for {}", cache.length(), n,
                  cache.capacity());
   }
-  embed(desc(), parts_.ends, ids, cache.length(), hidden);
+  embed(desc(), parts_.ends, ids, cache.length(), hidden, &online_time_);
   RopeTables rope;
   for (size_t i = 0; i < parts_.layers.size(); ++i) {
     const SequenceRows rows{&cache.layer(i), cache.length(), n, cache.capacity()};
     const auto layer = static_cast<int>(i);
-    forward_layer({&desc(), &rope, layer}, parts_.layers[i], {&rows, 1}, hidden,
+    forward_layer({&desc(), &rope, layer, &online_time_}, parts_.layers[i], {&rows, 1}, hidden,
                   tap ? tap(layer) : nullptr);
   }
   cache.advance(n);
@@ -105,7 +105,7 @@ Status Model::step_batch(std::span<KvCache> caches, std::span<const Token> ids,
   }
   for (size_t s = 0; s < caches.size(); ++s) {
     embed(desc(), parts_.ends, ids.subspan(s, 1), caches[s].length(),
-          hidden.row_range(static_cast<int64_t>(s), 1));
+          hidden.row_range(static_cast<int64_t>(s), 1), &online_time_);
   }
   std::vector<SequenceRows> rows(caches.size());
   RopeTables rope;
@@ -113,21 +113,25 @@ Status Model::step_batch(std::span<KvCache> caches, std::span<const Token> ids,
     for (size_t s = 0; s < caches.size(); ++s) {
       rows[s] = {&caches[s].layer(i), caches[s].length(), 1, caches[s].capacity()};
     }
-    forward_layer({&desc(), &rope, static_cast<int>(i)}, parts_.layers[i], rows, hidden);
+    forward_layer({&desc(), &rope, static_cast<int>(i), &online_time_}, parts_.layers[i], rows,
+                  hidden);
   }
   for (KvCache& cache : caches) cache.advance(1);
   finish(hidden);
   return {};
 }
 
-void Model::finish(MatrixView<float> hidden) const { finish_hidden(desc(), parts_.ends, hidden); }
+void Model::finish(MatrixView<float> hidden) const {
+  finish_hidden(desc(), parts_.ends, hidden, &online_time_);
+}
 
-void finish_hidden(const ModelDesc& model, const EndWeights& ends, MatrixView<float> h) {
-  if (!ends.residual.empty()) {
-    parallel_for(h.rows, 16, [&](int64_t begin, int64_t end) {
-      ends.residual.apply_inverse(h.row(begin), (end - begin) * h.cols);
-    });
-  }
+double Model::online_seconds() const {
+  return static_cast<double>(online_time_.nanoseconds.load()) / 1e9;
+}
+
+void finish_hidden(const ModelDesc& model, const EndWeights& ends, MatrixView<float> h,
+                   OnlineTime* time) {
+  apply_online(ends.residual, h, time, Online::kInverse);
   apply_norm(model.final_norm, ends.final_norm, h, h);
 }
 

@@ -15,6 +15,7 @@ struct ShapeRow {
 // As the models' config.json have them.
 constexpr ShapeRow kShapes[] = {
     {"tiny", "llama", 256, 6, 4, 2, 768, 4096, 1024, 1e4, true},  // the bundled model
+    {"ref", "llama", 512, 8, 8, 4, 1536, 8192, 1024, 1e4, true},
     {"smollm-135m", "llama", 576, 30, 9, 3, 1536, 49152, 2048, 1e4, true},
     {"qwen-0.5b", "qwen2", 896, 24, 14, 2, 4864, 151936, 32768, 1e6, true},
     {"tinyllama", "llama", 2048, 22, 32, 4, 5632, 32000, 2048, 1e4, false},

@@ -12,6 +12,7 @@
 #include "base/parallel.h"
 #include "base/random.h"
 #include "codecs/measure.h"
+#include "model/fuse.h"
 #include "model/weights.h"
 
 namespace quern {
@@ -214,6 +215,11 @@ Result<std::unique_ptr<Model>> synthetic_model(std::string_view shape,
   });
   for (const Status& status : done) QUERN_TRY(status);
   if (parts.desc.tied_head) parts.ends.head = parts.ends.embed;
+  QUERN_TRY(check_basis(options.basis, parts.desc));
+  parts.ends.residual = options.basis.at(Site::kResidual);
+  for (size_t i = 0; i < parts.layers.size(); ++i) {
+    parts.layers[i].online = online_operators(options.basis, parts.desc, static_cast<int>(i));
+  }
   return Model::assemble(std::move(parts));
 }
 

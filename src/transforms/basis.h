@@ -48,14 +48,14 @@ class Chain {
   }
   template <class T>
   void apply_inverse(T* x, int64_t count) const {
-    for (auto op = operators_.rbegin(); op != operators_.rend(); ++op) {
+    for (auto op = steps_.rbegin(); op != steps_.rend(); ++op) {
       (*op)->apply_inverse(x, count);
     }
   }
   // (M_2 M_1)^-T = M_2^-T M_1^-T: in the order of apply.
   template <class T>
   void apply_inverse_transpose(T* x, int64_t count) const {
-    for (const auto& op : operators_) op->apply_inverse_transpose(x, count);
+    for (const auto& op : steps_) op->apply_inverse_transpose(x, count);
   }
   int64_t flops(int64_t count) const;  // of one application to `count` values
   int64_t bytes() const;

@@ -318,7 +318,23 @@ TEST(Cli, BenchRoundsInputsAsAsked) {
   EXPECT_EQ(Json::parse(ran.out)["activations"], "int(4, clip=0.9)");
 }
 
+TEST(Cli, BenchTellsTheShareOfOnlineOperators) {
+  for (const bool is_rotated : {false, true}) {
+    std::vector<std::string> command = {"bench", "--shape", "tiny", "-p", "4",
+                                        "-n",    "2",       "-r",   "1",  "--json"};
+    if (is_rotated) command.insert(command.end(), {"--transform", "rotate(sites=ffn)"});
+    const Ran ran = run_quern(command);
+    ASSERT_EQ(ran.code, 0) << ran.err;
+    const Json json = Json::parse(ran.out);
+    EXPECT_EQ(json["prompt_online_share"] > 0, is_rotated);
+    EXPECT_EQ(json["generated_online_share"] > 0, is_rotated);
+  }
+}
+
 TEST(Cli, BenchRefusesWhatItCannotTime) {
+  expect_failure({"bench", kTiny, "--transform", "rotate"}, 2, "--shape");
+  expect_failure({"bench", "--shape", "tiny", "--transform", "turn"}, 2, "rotate");
+  expect_failure({"bench", "--shape", "tiny", "--transform", "rtn(int(4))"}, 2, "transform");
   expect_failure({"bench"}, 2, "--shape");
   expect_failure({"bench", kTiny, "--shape", "tiny"}, 2, "--shape");
   expect_failure({"bench", "--shape", "huge"}, 2, "tinyllama");
