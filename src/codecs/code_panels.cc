@@ -11,8 +11,12 @@
 namespace quern {
 
 int64_t panel_group_of(int64_t group, int64_t n_in) {
-  constexpr int64_t kMost = 128, kStep = 16;
-  if (group >= n_in) return n_in >= kMost ? kMost : kPanelGroup;
+  constexpr int64_t kMost = 256, kStep = 16;
+  if (group >= n_in) {
+    int64_t whole = kMost;
+    while (whole > kPanelGroup && whole > n_in) whole /= 2;
+    return whole;
+  }
   if (group % kStep != 0) return 0;
   int64_t best = kMost;
   while (group % best != 0) best -= kStep;

@@ -17,7 +17,7 @@ struct CodeRows {
   int64_t n_in = 0;
 };
 
-// Columns of a panel's group where scales are for `group` columns of n_in: the most up to 128 that
+// Columns of a panel's group where scales are for `group` columns of n_in: the most up to 256 that
 // divide them, or 0 where they are not a multiple of 16.
 int64_t panel_group_of(int64_t group, int64_t n_in);
 // The tile of such a matrix, which is read by rows.

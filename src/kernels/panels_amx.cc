@@ -4,8 +4,10 @@
 //
 // What leaves a tile are the dots of one group, to be scaled by vectors in the order of
 // kernels/panels.h. With groups of 64 columns that is more work than the products themselves, so
-// the loop is built around it: the totals of 16 rows and a panel stay in registers while groups go
-// by, and levels of weights become signed first, so that no dot needs an offset.
+// add_groups is built around it: the totals of 16 rows and a panel stay in registers while groups
+// go by. With longer groups loading tiles is what binds: add_four multiplies two panels by 32 rows,
+// four products for four loads. Levels of weights become signed first, so that no dot needs an
+// offset.
 #include <algorithm>
 #include <utility>
 
@@ -28,7 +30,7 @@ struct alignas(64) TileConfig {
 
   explicit TileConfig(int64_t step) {
     for (int t = 0; t < 8; ++t) {
-      const bool is_left = t == 4 || t == 5, is_right = t >= 6;
+      const bool is_left = t == 4 || t == 5, is_right = t >= 6;  // else a sum
       row_bytes[t] = static_cast<uint16_t>(is_left ? step : 64);
       rows[t] = static_cast<uint8_t>(is_right ? step / 4 : kTile);
     }
@@ -130,6 +132,74 @@ void add_groups(const Shape& shape, int64_t count, const int8_t* rows, const flo
 #undef QUERN_MULTIPLY
 #undef QUERN_ADD
 
+// A tile of sums: where they come from and where they go, rows `ld_from` (0: they are zeros) and
+// `ld_to` apart.
+struct Sums {
+  const float* from;
+  float* to;
+  int64_t ld_from, ld_to;
+  __mmask16 rows;  // of the panel
+};
+
+[[gnu::noinline]] void add_dots(const Dots& dots, const float* w_scales, const float* x_scales,
+                                int64_t n_groups, Sums sums) {
+  const __m512 scale = _mm512_loadu_ps(w_scales);
+  const __mmask16 kept = sums.ld_from == 0 ? 0 : sums.rows;
+  // A number that the compiler does not know: unrolled, the addresses of 16 rows would not fit in
+  // registers.
+  int64_t n = kTile;
+  asm("" : "+r"(n));
+  for (const auto* row = dots; row != dots + n; ++row) {
+    const __m512 scales = _mm512_mul_ps(scale, _mm512_set1_ps(*x_scales));
+    const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(*row)), scales,
+                                       _mm512_maskz_loadu_ps(kept, sums.from));
+    _mm512_mask_storeu_ps(sums.to, sums.rows, sum);
+    x_scales += n_groups;
+    sums.from += sums.ld_from;
+    sums.to += sums.ld_to;
+  }
+}
+
+// Dots of a group of two panels and 32 rows on their way to their sums: tile 2 i + p is of the i-th
+// 16 rows and the p-th panel.
+struct Leaving {
+  alignas(64) Dots dots[4];
+  Sums sums[4];
+  const float* x_scales = nullptr;  // null: nothing leaves
+  const float* w_scales[2] = {};
+
+  void add(int64_t n_groups) const {
+    if (x_scales == nullptr) return;
+    for (int t = 0; t < 4; ++t) {
+      add_dots(dots[t], w_scales[t % 2], x_scales + t / 2 * kTile * n_groups, n_groups, sums[t]);
+    }
+  }
+};
+
+// The dots of a group of two panels and 32 rows.
+void multiply_four(const Shape& shape, const int8_t* rows, const int8_t* const (&weights)[2],
+                   const Leaving& before, Leaving& leaving) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t j = 0; j < shape.group; j += shape.step) {
+    _tile_loadd(4, rows + j, shape.stride);
+    _tile_loadd(6, weights[0] + j * kPanelRows, 64);
+    _tile_dpbssd(0, 4, 6);
+    _tile_loadd(7, weights[1] + j * kPanelRows, 64);
+    _tile_dpbssd(1, 4, 7);
+    _tile_loadd(5, rows + kTile * shape.stride + j, shape.stride);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
+  }
+  before.add(shape.n_groups);  // while these multiply
+  _tile_stored(0, leaving.dots[0], 64);
+  _tile_stored(1, leaving.dots[1], 64);
+  _tile_stored(2, leaving.dots[2], 64);
+  _tile_stored(3, leaving.dots[3], 64);
+}
+
 inline __mmask16 rows_of(const Panels& w, int64_t panel) {
   const int64_t left = w.n_rows - panel * kPanelRows;
   return static_cast<__mmask16>(left >= kPanelRows ? 0xffffu : (1u << left) - 1);
@@ -151,42 +221,98 @@ const int8_t* signed_levels(const Panels& w, int64_t n_panels, int64_t panel_byt
   return levels.data();
 }
 
-// Rows of activations [i, i + 16 n_tiles) and all panels.
-void dot_rows(const Panels& w, const int8_t* weights, const Int8Rows& x, int64_t step, int64_t i,
-              int64_t n_tiles, float* y, int64_t ld_y) {
-  const int64_t n_panels = (w.n_rows + kPanelRows - 1) / kPanelRows;
-  const int64_t panel_bytes = w.n_groups * x.group * kPanelRows;
-  const Shape shape{x.group, step, x.stride, x.n_groups};
-  const int64_t most = std::max<int64_t>(1, kBlockCols / x.group);
-  using Sums = float[kBlockRows][kPanelRows];
-  thread_local AlignedVector<float> all_sums;
-  const auto n_sums = static_cast<size_t>(n_panels * kBlockRows * kPanelRows);
-  if (all_sums.size() < n_sums) all_sums.resize(n_sums);
-  auto* sums = reinterpret_cast<Sums*>(all_sums.data());
-  for (int64_t p = 0; p < n_panels; ++p) {
-    const float* from = y + i * ld_y + p * kPanelRows;
-    for (int64_t r = 0; r < n_tiles * kTile; ++r) {
-      _mm512_store_ps(sums[p][r], w.first_group == 0
-                                      ? _mm512_setzero_ps()
-                                      : _mm512_maskz_loadu_ps(rows_of(w, p), from + r * ld_y));
-    }
+using BlockSums = float[kBlockRows][kPanelRows];
+
+BlockSums* scratch_sums(int64_t n_panels) {
+  thread_local AlignedVector<float> sums;
+  const auto n = static_cast<size_t>(n_panels * kBlockRows * kPanelRows);
+  if (sums.size() < n) sums.resize(n);
+  return reinterpret_cast<BlockSums*>(sums.data());
+}
+
+// Panels and rows of activations that meet.
+struct Operands {
+  const Panels& w;
+  const Int8Rows& x;
+  const int8_t* weights;  // signed levels, a panel `panel_bytes` after the other
+  int64_t panel_bytes, n_panels;
+  Shape shape;
+  float* y;
+  int64_t ld_y;
+
+  const int8_t* rows(int64_t i, int64_t g) const {
+    return x.levels + i * x.stride + (w.first_group + g) * x.group;
   }
-  for (int64_t g = 0; g < w.n_groups; g += most) {
-    const int64_t count = std::min(most, w.n_groups - g);
-    for (int64_t p = 0; p < n_panels; ++p) {
-      for (int64_t t = 0; t < n_tiles; ++t) {
-        const int64_t row = i + t * kTile;
-        add_groups(shape, count, x.levels + row * x.stride + (w.first_group + g) * x.group,
-                   x.scales + row * x.n_groups + w.first_group + g,
-                   weights + p * panel_bytes + g * x.group * kPanelRows,
-                   w.scales + p * w.scales_stride + g * kPanelRows, sums[p] + t * kTile);
+  const float* x_scales(int64_t i, int64_t g) const {
+    return x.scales + i * x.n_groups + w.first_group + g;
+  }
+  const int8_t* levels(int64_t p, int64_t g) const {
+    return weights + p * panel_bytes + g * x.group * kPanelRows;
+  }
+  const float* w_scales(int64_t p, int64_t g) const {
+    return w.scales + p * w.scales_stride + g * kPanelRows;
+  }
+  float* out(int64_t i, int64_t p) const { return y + i * ld_y + p * kPanelRows; }
+};
+
+// Rows of activations [i, i + 32) and panels [0, n), n even. Sums wait in the first cache: rows of
+// y may share its sets.
+void dot_fours(const Operands& o, int64_t i, int64_t n) {
+  BlockSums* waiting = scratch_sums(n);
+  const int64_t most = std::max<int64_t>(1, kBlockCols / o.x.group);
+  thread_local Leaving leaving[2];
+  leaving[0].x_scales = leaving[1].x_scales = nullptr;
+  int next = 0;
+  for (int64_t g0 = 0; g0 < o.w.n_groups; g0 += most) {
+    const int64_t end = std::min(g0 + most, o.w.n_groups);
+    for (int64_t p = 0; p < n; p += 2) {
+      for (int64_t g = g0; g < end; ++g, next = 1 - next) {
+        Leaving& to = leaving[next];
+        multiply_four(o.shape, o.rows(i, g), {o.levels(p, g), o.levels(p + 1, g)},
+                      leaving[1 - next], to);
+        to.x_scales = o.x_scales(i, g);
+        for (int t = 0; t < 4; ++t) {
+          const int64_t panel = p + t % 2, row = t / 2 * kTile;
+          float* between = waiting[panel][row];
+          float* y = o.out(i + row, panel);
+          const bool is_first = g == 0, is_last = g + 1 == o.w.n_groups;
+          to.w_scales[t % 2] = o.w_scales(panel, g);
+          const int64_t ld_first = o.w.first_group == 0 ? 0 : o.ld_y;
+          to.sums[t] = {is_first ? y : between, is_last ? y : between,
+                        is_first ? ld_first : kPanelRows, is_last ? o.ld_y : kPanelRows,
+                        rows_of(o.w, panel)};
+        }
       }
     }
   }
-  for (int64_t p = 0; p < n_panels; ++p) {
-    float* to = y + i * ld_y + p * kPanelRows;
+  leaving[1 - next].add(o.shape.n_groups);
+}
+
+// Rows of activations [i, i + 16 n_tiles) and panels [first, o.n_panels).
+void dot_tiles(const Operands& o, int64_t i, int64_t n_tiles, int64_t first) {
+  BlockSums* sums = scratch_sums(o.n_panels);
+  for (int64_t p = first; p < o.n_panels; ++p) {
+    const float* from = o.out(i, p);
     for (int64_t r = 0; r < n_tiles * kTile; ++r) {
-      _mm512_mask_storeu_ps(to + r * ld_y, rows_of(w, p), _mm512_load_ps(sums[p][r]));
+      _mm512_store_ps(sums[p][r], o.w.first_group == 0
+                                      ? _mm512_setzero_ps()
+                                      : _mm512_maskz_loadu_ps(rows_of(o.w, p), from + r * o.ld_y));
+    }
+  }
+  const int64_t most = std::max<int64_t>(1, kBlockCols / o.x.group);
+  for (int64_t g = 0; g < o.w.n_groups; g += most) {
+    const int64_t count = std::min(most, o.w.n_groups - g);
+    for (int64_t p = first; p < o.n_panels; ++p) {
+      for (int64_t row = 0; row < n_tiles * kTile; row += kTile) {
+        add_groups(o.shape, count, o.rows(i + row, g), o.x_scales(i + row, g), o.levels(p, g),
+                   o.w_scales(p, g), sums[p] + row);
+      }
+    }
+  }
+  for (int64_t p = first; p < o.n_panels; ++p) {
+    float* to = o.out(i, p);
+    for (int64_t r = 0; r < n_tiles * kTile; ++r) {
+      _mm512_mask_storeu_ps(to + r * o.ld_y, rows_of(o.w, p), _mm512_load_ps(sums[p][r]));
     }
   }
 }
@@ -201,9 +327,15 @@ void panel_dot(const Panels& w, const Int8Rows& x, float* y, int64_t ld_y) {
     // GCC 12 declares the first eight bytes of that operand only: let nothing move across.
     asm volatile("" : : "r"(&config) : "memory");
     const int64_t n_panels = (w.n_rows + kPanelRows - 1) / kPanelRows;
-    const int8_t* weights = signed_levels(w, n_panels, w.n_groups * x.group * kPanelRows);
+    const int64_t panel_bytes = w.n_groups * x.group * kPanelRows;
+    const Operands o{w,           x,        signed_levels(w, n_panels, panel_bytes),
+                     panel_bytes, n_panels, {x.group, step, x.stride, x.n_groups},
+                     y,           ld_y};
     for (int64_t i = 0; i < n_tiled; i += kBlockRows) {
-      dot_rows(w, weights, x, step, i, std::min(kBlockRows, n_tiled - i) / kTile, y, ld_y);
+      const int64_t n_tiles = std::min(kBlockRows, n_tiled - i) / kTile;
+      const int64_t n_fours = n_steps > 1 && n_tiles == 2 ? n_panels / 2 * 2 : 0;
+      if (n_fours > 0) dot_fours(o, i, n_fours);
+      if (n_fours < n_panels) dot_tiles(o, i, n_tiles, n_fours);
     }
     _tile_release();
   }

@@ -7,6 +7,9 @@
 #include "tensor/matrix.h"
 
 namespace quern {
+
+void fill_panels_emulated(KernelTable& table);  // AMX's kernels over those of AVX-512
+
 namespace {
 
 using testing::fast_isas;
@@ -16,7 +19,7 @@ using testing::Guarded;
 using testing::same_bits;
 
 constexpr int64_t kGroups[] = {64, 128, 256};             // of both operands
-constexpr int64_t kDotGroups[] = {16, 48, 64, 128, 192};  // of a product
+constexpr int64_t kDotGroups[] = {16, 48, 64, 128, 192, 256};  // of a product
 constexpr int64_t kWidths[] = {1, 5, 63, 64, 65, 130, 256, 500};
 
 // Random panels and activations of any bytes.
@@ -86,8 +89,23 @@ TEST(Panels, DotIsTheSumOverLevels) {
   }
 }
 
+struct NamedTable {
+  std::string name;
+  KernelTable table;
+};
+
+std::vector<NamedTable> fast_tables() {
+  std::vector<NamedTable> tables;
+  for (const Isa isa : fast_isas()) tables.push_back({std::string(isa_name(isa)), kernels(isa)});
+  if (host_has(Isa::kAvx512)) {
+    tables.push_back({"amx, emulated", kernels(Isa::kAvx512)});
+    fill_panels_emulated(tables.back().table);
+  }
+  return tables;
+}
+
 TEST(Panels, EveryIsaGivesTheSameDots) {
-  for (const Isa isa : fast_isas()) {
+  for (const auto& [name, table] : fast_tables()) {
     for (const int64_t group : kDotGroups) {
       for (const int64_t n_rows : {1, 15, 16, 33, 64, 100}) {
         for (const int64_t n_x : {1, 2, 3, 4, 6, 7, 19, 150}) {
@@ -98,10 +116,9 @@ TEST(Panels, EveryIsaGivesTheSameDots) {
             expected[i] = got[i] = i % ld < n_rows ? std::nanf("") : static_cast<float>(i);
           }
           kernels(Isa::kRef).panel_dot(c.panels(0, 3), c.rows(), expected.data(), ld);
-          kernels(isa).panel_dot(c.panels(0, 3), c.rows(), got.data(), ld);
+          table.panel_dot(c.panels(0, 3), c.rows(), got.data(), ld);
           for (int64_t i = 0; i < n_x * ld; ++i) {
-            ASSERT_TRUE(same_bits(expected[i], got[i]))
-                << isa_name(isa) << " " << n_rows << " " << n_x;
+            ASSERT_TRUE(same_bits(expected[i], got[i])) << name << " " << n_rows << " " << n_x;
           }
           EXPECT_TRUE(got.guards_hold());
         }
@@ -111,13 +128,15 @@ TEST(Panels, EveryIsaGivesTheSameDots) {
 }
 
 TEST(Panels, GroupsMayComeInPieces) {
-  for (const Isa isa : fast_isas()) {
-    const Case c(48, 21, 4, 64, 7);
-    std::vector<float> whole(21 * 48), pieces(21 * 48);
-    kernels(isa).panel_dot(c.panels(0, 4), c.rows(), whole.data(), 48);
-    kernels(isa).panel_dot(c.panels(0, 1), c.rows(), pieces.data(), 48);
-    kernels(isa).panel_dot(c.panels(1, 3), c.rows(), pieces.data(), 48);
-    EXPECT_EQ(whole, pieces);
+  for (const auto& [name, table] : fast_tables()) {
+    for (const int64_t group : {64, 256}) {
+      const Case c(48, 53, 4, group, 7);
+      std::vector<float> whole(53 * 48), pieces(53 * 48);
+      table.panel_dot(c.panels(0, 4), c.rows(), whole.data(), 48);
+      table.panel_dot(c.panels(0, 1), c.rows(), pieces.data(), 48);
+      table.panel_dot(c.panels(1, 3), c.rows(), pieces.data(), 48);
+      EXPECT_EQ(whole, pieces) << name;
+    }
   }
 }
 

@@ -208,18 +208,14 @@ class LayerRun {
               MatrixView<float> out) {
     const bool is_shared = gate_role == Role::kSharedGate;
     if (!show(gate_role, index, x)) return false;
-    ScratchMatrix up(x.rows, weights.up.n_out);
-    ScratchMatrix gate(desc_.mlp.gated ? x.rows : 0, weights.up.n_out);
-    const MatrixView<float> u = desc_.mlp.gated ? gate.view() : up.view();
-    const Product products[] = {{&weights.up, up.view()}, {&weights.gate, u}};
-    linear(std::span(products, desc_.mlp.gated ? 2 : 1), x);
-    for_rows(u, [&](int64_t i) {
-      if (desc_.mlp.gated) {
-        kernels().activate_gated(desc_.mlp.activation, up.row(i), u.cols, u.row(i));
-      } else {
-        kernels().activate(desc_.mlp.activation, u.cols, u.row(i));
-      }
-    });
+    ScratchMatrix middle(x.rows, weights.up.n_out);
+    const MatrixView<float> u = middle.view();
+    if (desc_.mlp.gated) {
+      linear_gated(weights.gate, weights.up, desc_.mlp.activation, x, u);
+    } else {
+      linear(weights.up, x, u);
+      for_rows(u, [&](int64_t i) { kernels().activate(desc_.mlp.activation, u.cols, u.row(i)); });
+    }
     if (!is_shared) apply_online(weights_.online.ffn, u, online_time_);
     if (!show(is_shared ? Role::kSharedDown : Role::kDown, index, u)) return false;
     linear(weights.down, u, out);

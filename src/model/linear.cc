@@ -22,6 +22,8 @@ constexpr int64_t kMinRows = 8, kMinRowsForOne = 2;
 // A piece of work has so many multiply-adds, if there are as many: below, waking a thread and
 // beginning anew cost more than is won.
 constexpr int64_t kMinWork = 256 << 10;
+constexpr int64_t kActivated =
+    8 << 10;  // values of an elementwise pass that a thread takes at once
 
 int64_t decode_unit(const LinearWeight& weight) {
   return weight.codec == nullptr ? 1 : weight.codec->decode_unit();
@@ -40,22 +42,21 @@ int64_t rows_per_piece(const LinearWeight& weight, int64_t n) {
   return std::min(round_up(std::max(by_cache, by_work), decode_unit(weight)), weight.n_out);
 }
 
-// To rows [first, first + n_rows) of W.
-void add_bias(const LinearWeight& weight, int64_t first, int64_t n_rows, MatrixView<float> y) {
+// Biases of rows [first, first + y.cols) of W.
+void add_bias(const LinearWeight& weight, int64_t first, MatrixView<float> y) {
   if (weight.bias.empty()) return;
   for (int64_t i = 0; i < y.rows; ++i) {
-    kernels().add(weight.bias.data() + first, n_rows, y.row(i) + first);
+    kernels().add(weight.bias.data() + first, y.cols, y.row(i));
   }
 }
 
-// y[:, first .. first + n_rows) for one piece of rows.
+// y[x.rows, n_rows] for one piece of rows.
 void linear_piece(const LinearWeight& weight, MatrixView<const float> x, int64_t first,
                   int64_t n_rows, MatrixView<float> y) {
   const KernelTable& k = kernels();
   if (weight.codec == nullptr && weight.dtype == DType::kF32) {
     const float* rows = reinterpret_cast<const float*>(weight.dense) + first * weight.n_in;
-    k.dot_tile(x.data, x.stride, x.rows, rows, weight.n_in, n_rows, weight.n_in, y.data + first,
-               y.stride);
+    k.dot_tile(x.data, x.stride, x.rows, rows, weight.n_in, n_rows, weight.n_in, y.data, y.stride);
   } else {
     const int64_t step = rows_decoded(weight, x.rows);
     thread_local AlignedVector<float> decoded;
@@ -64,10 +65,10 @@ void linear_piece(const LinearWeight& weight, MatrixView<const float> x, int64_t
       const int64_t count = std::min(step, n_rows - r);
       decode_rows(weight, first + r, count, decoded.data());
       k.dot_tile(x.data, x.stride, x.rows, decoded.data(), weight.n_in, count, weight.n_in,
-                 y.data + first + r, y.stride);
+                 y.data + r, y.stride);
     }
   }
-  add_bias(weight, first, n_rows, y);
+  add_bias(weight, first, y);
 }
 
 // Bytes of levels decoded at a time: for a few tokens they stay in the first cache, for many in the
@@ -145,10 +146,10 @@ struct Int8Cut {
   }
 };
 
-// y[:, first .. first + n_rows) for one piece of rows.
-void int8_piece(const Int8Cut& cut, const Int8Rows& x, int64_t first, int64_t n_rows) {
+// Rows [first, first + n_rows) of one piece against x, to y[x.n, n_rows], without the bias.
+void int8_piece(const Int8Cut& cut, const Int8Rows& x, int64_t first, int64_t n_rows,
+                MatrixView<float> y) {
   const LinearWeight& weight = *cut.product->weight;
-  const MatrixView<float> y = cut.product->y;
   const int64_t levels_stride = cut.cols * kPanelRows;
   const int64_t scales_stride = cut.cols / cut.tile.group * kPanelRows;
   const auto n_panels = static_cast<size_t>(ceil_div(cut.rows, kPanelRows));
@@ -164,10 +165,9 @@ void int8_piece(const Int8Cut& cut, const Int8Rows& x, int64_t first, int64_t n_
                                   {levels.data(), scales.data(), levels_stride, scales_stride});
       kernels().panel_dot({levels.data(), scales.data(), levels_stride, scales_stride, height,
                            col / cut.tile.group, ceil_div(width, cut.tile.group)},
-                          x, y.row(0) + row, y.stride);
+                          x, y.data + (row - first), y.stride);
     }
   }
-  add_bias(weight, first, n_rows, y);
 }
 
 bool round_alike(const LinearWeight& a, const LinearWeight& b) {
@@ -192,6 +192,28 @@ template <class Body>
 void for_pieces(const std::vector<Piece>& pieces, const Body& body) {
   parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) body(pieces[static_cast<size_t>(i)]);
+  });
+}
+
+// linear_gated piece by piece: the rows of `up` meet those of `gate` while both are in a cache.
+void gated_pieces(const Int8Cut& gate, const Int8Cut& up, Activation activation,
+                  MatrixView<const float> x, MatrixView<float> y) {
+  std::vector<Piece> pieces;
+  cut(*gate.product, &gate, gate.piece, pieces);
+  const RoundedRows rounded(x, gate.tile.group, gate.product->weight->rounding.get());
+  for_pieces(pieces, [&](const Piece& piece) {
+    thread_local AlignedVector<float> part;
+    part.resize(std::max(part.size(), static_cast<size_t>(x.rows * piece.n_rows)));
+    const MatrixView<float> g = y.col_range(piece.first, piece.n_rows);
+    const MatrixView<float> u{part.data(), x.rows, piece.n_rows};
+    for (const Int8Cut* one : {&gate, &up}) {
+      const MatrixView<float> to = one == &gate ? g : u;
+      int8_piece(*one, rounded.view(), piece.first, piece.n_rows, to);
+      add_bias(*one->product->weight, piece.first, to);
+    }
+    for (int64_t i = 0; i < x.rows; ++i) {
+      kernels().activate_gated(activation, u.row(i), u.cols, g.row(i));
+    }
   });
 }
 
@@ -269,7 +291,8 @@ void linear_of_values(std::vector<const Product*> products, MatrixView<const flo
         weight.rounding->values(x.row(i), x.cols, values.row(i));
     });
     for_pieces(pieces, [&](const Piece& piece) {
-      linear_piece(*piece.product->weight, values, piece.first, piece.n_rows, piece.product->y);
+      linear_piece(*piece.product->weight, values, piece.first, piece.n_rows,
+                   piece.product->y.col_range(piece.first, piece.n_rows));
     });
   }
 }
@@ -287,7 +310,9 @@ void linear_of_levels(std::vector<Int8Cut> cuts, MatrixView<const float> x) {
     for (auto how = first; how != next; ++how) cut(*how->product, &*how, how->piece, pieces);
     const RoundedRows rounded(x, group, weight.rounding.get());
     for_pieces(pieces, [&](const Piece& piece) {
-      int8_piece(*piece.how, rounded.view(), piece.first, piece.n_rows);
+      const MatrixView<float> y = piece.product->y.col_range(piece.first, piece.n_rows);
+      int8_piece(*piece.how, rounded.view(), piece.first, piece.n_rows, y);
+      add_bias(*piece.product->weight, piece.first, y);
     });
   }
 }
@@ -311,7 +336,8 @@ void linear(std::span<const Product> products, MatrixView<const float> x) {
     }
   }
   for_pieces(pieces, [&](const Piece& piece) {
-    linear_piece(*piece.product->weight, x, piece.first, piece.n_rows, piece.product->y);
+    linear_piece(*piece.product->weight, x, piece.first, piece.n_rows,
+                 piece.product->y.col_range(piece.first, piece.n_rows));
   });
   linear_of_values(std::move(of_values), x);
   linear_of_levels(std::move(cuts), x);
@@ -320,6 +346,25 @@ void linear(std::span<const Product> products, MatrixView<const float> x) {
 void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y) {
   const Product product{&weight, y};
   linear({&product, 1}, x);
+}
+
+void linear_gated(const LinearWeight& gate, const LinearWeight& up, Activation activation,
+                  MatrixView<const float> x, MatrixView<float> y) {
+  const Product products[] = {{&gate, y}, {&up, {}}};
+  if (gate.is_int8() && up.is_int8() && round_alike(gate, up)) {
+    const Int8Cut of_gate(products[0], x.rows), of_up(products[1], x.rows);
+    if (of_gate.tile.group == of_up.tile.group && of_gate.piece == of_up.piece) {
+      return gated_pieces(of_gate, of_up, activation, x, y);
+    }
+  }
+  ScratchMatrix whole(x.rows, up.n_out);
+  const Product apart[] = {{&gate, y}, {&up, whole.view()}};
+  linear(apart, x);
+  parallel_for(x.rows, ceil_div(kActivated, y.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      kernels().activate_gated(activation, whole.row(i), y.cols, y.row(i));
+    }
+  });
 }
 
 }  // namespace quern

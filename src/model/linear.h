@@ -10,6 +10,7 @@
 
 #include "activations/act_quantizer.h"
 #include "codecs/codec.h"
+#include "kernels/activation.h"
 #include "tensor/dtype.h"
 #include "tensor/matrix.h"
 
@@ -55,6 +56,10 @@ struct Product {
   MatrixView<float> y;
 };
 void linear(std::span<const Product> products, MatrixView<const float> x);
+
+// y <- act(gate x) * (up x), with the bits of the two products and KernelTable::activate_gated.
+void linear_gated(const LinearWeight& gate, const LinearWeight& up, Activation activation,
+                  MatrixView<const float> x, MatrixView<float> y);
 
 // A coded weight in its codec's runtime form, if there is one, else as it is. `codec` must be that
 // of weight.codes. Where many rows are read for every token.
