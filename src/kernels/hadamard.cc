@@ -13,7 +13,7 @@ namespace quern {
 namespace {
 
 // Had_K is applied densely: K^2 * 2^p additions a vector, two K^2 tables.
-constexpr int64_t kMaxOrder = 2048;
+constexpr int64_t kMaxOrder = 1024;  // factors of megabytes; real sizes need 924 at most
 
 constexpr int64_t kPiece = 65536;  // values a thread takes at once
 constexpr int64_t kStrip = 64;     // columns of W at once: they stay in cache for all passes

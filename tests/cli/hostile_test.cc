@@ -236,9 +236,9 @@ TEST_F(Hostile, ImpossibleFieldsOfTheHeader) {
         Json& list = config["quantization_config"]["basis"]["ffn"];
         for (int i = 0; i < 1000; ++i) {
           list.push_back({{"op", "hadamard"},
-                          {"size", 2048},
-                          {"k", 2048},
-                          {"construction", "double-double-double-double-double-double-paley1"}});
+                          {"size", 1024},
+                          {"k", 1024},
+                          {"construction", "double-double-double-double-double-paley1"}});
         }
       },
       "many operators", "operators");
