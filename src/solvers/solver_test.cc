@@ -92,6 +92,7 @@ const char* const kSolvers[] = {
     "em(rtn(additive(1, 6)), rounds=2)",
     "em(additive(3, 4, points=int8), sweeps=2)",
     "em(codebook(2, rows=5), rounds=2)",
+    "clip(int(3, group=32, sym=false))",
 };
 
 TEST(Solvers, ReportedLossIsTheQuadraticForm) {
