@@ -26,6 +26,8 @@ class Planes final : public Checkpoint {
     add("w.codes", DType::kU8, {kOut, kIn / 2});  // 4 bits
     add("w.scales", DType::kF16, {kOut, 2});      // groups of 16
     add("w.zeros", DType::kU8, {kOut, 2});
+    add_floats("w.input_ranges", {1});
+    add_floats("t.input_ranges", {2});
     add("t.codes", DType::kU8, {kIn, 3});  // 3 or 4 bits of 6 columns
     add("t.scales", DType::kF16, {kIn, 1});
     add_floats("quern.basis.ffn.0.scale", {48});
@@ -100,6 +102,18 @@ void use_tensor(const std::string& name, const PackedTensor& tensor) {
   if (!codes) return;
   Matrix<float> values(tensor.n_out, tensor.n_in);
   tensor.codec->decode(*codes, 0, tensor.n_out, values.data());
+  LinearWeight weight;
+  weight.n_out = tensor.n_out;
+  weight.n_in = tensor.n_in;
+  weight.codec = tensor.codec.get();
+  weight.codes = *codes;
+  auto rounding = find_rounding(planes, name, tensor);
+  if (!rounding) return;
+  weight.rounding = *std::move(rounding);
+  if (!check_rounding(weight)) return;
+  Matrix<float> x(2, tensor.n_in), y(2, tensor.n_out);
+  for (int64_t j = 0; j < 2 * tensor.n_in; ++j) x.data()[j] = static_cast<float>(j % 11) - 4.5f;
+  linear(weight, x.view(), y.view());
 }
 
 void try_config(const Json& config) {

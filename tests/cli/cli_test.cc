@@ -345,6 +345,28 @@ TEST(Cli, BenchRefusesWhatItCannotTime) {
                  2, "static");
 }
 
+// Integers of rounded inputs are the same at every ISA, and so is what becomes of them.
+TEST(Cli, RoundedInputsGiveTheSameNumbersAtEveryIsa) {
+  const test::ScratchFolder scratch;
+  for (const char* recipe :
+       {"act(int(8)) | rtn(int(8, group=0))", "act(int(4, clip=0.9, sym=false)) | rtn(int(4))",
+        "act(int(6, per=group)) @ down | act(fp8) | rtn(int(4))"}) {
+    const std::string out = scratch / "out";
+    ASSERT_EQ(run_quern({"compress", kTiny, "-o", out, "--recipe", recipe, "--force"}).code, 0);
+    std::vector<Json> results;
+    for (const char* isa : {"ref", "avx2", "avx512", "amx"}) {
+      const Ran ran = run_quern({"eval", out, "--base", kTiny, "--ctx", "48", "--windows", "1",
+                                 "--text", QUERN_SOURCE_DIR "/models/evaluation.txt", "--json"},
+                                {.env = {{"QUERN_ISA", isa}}});
+      ASSERT_EQ(ran.code, 0) << ran.err;
+      results.push_back(Json::parse(ran.out));
+      EXPECT_EQ(results.back()["nll"], results[0]["nll"]) << recipe << " " << isa;
+      EXPECT_EQ(results.back()["kl_mean"], results[0]["kl_mean"]) << recipe << " " << isa;
+    }
+    EXPECT_GT(results[0]["kl_mean"], 0);
+  }
+}
+
 // The same text from any number of threads and at every ISA of the host that is asked for.
 TEST(Cli, GreedyTextDoesNotDependOnThreads) {
   std::string first;
