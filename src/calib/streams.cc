@@ -64,6 +64,22 @@ bool Streams::observe_source(int layer, const LayerWeights& weights, LayerTap& t
   return run(layer, weights, source_, nullptr, &tap, proceed);
 }
 
+bool Streams::observe_output(int layer, const LayerWeights& weights,
+                             const std::function<void(MatrixView<const float>)>& visit,
+                             const std::function<bool()>& proceed) const {
+  int64_t row = 0;
+  Matrix<float> scratch;
+  for (const auto& sample : corpus_.samples) {
+    if (!proceed()) return false;
+    const auto n = static_cast<int64_t>(sample.size());
+    copy_rows(source_, row, n, scratch);
+    run_sample(layer, weights, scratch.view(), nullptr);
+    visit(scratch.view());
+    row += n;
+  }
+  return true;
+}
+
 bool Streams::observe_drift(int layer, const LayerWeights& source, const LayerWeights& weights,
                             Role role, GramTap& tap, const std::function<bool()>& proceed) const {
   int64_t row = 0;

@@ -26,6 +26,10 @@ class Streams {
   // The same of the source stream.
   bool observe_source(int layer, const LayerWeights& weights, LayerTap& tap,
                       const std::function<bool()>& proceed) const;
+  // Shows the rows [n, d_model] that the layer makes of the source stream; no stream moves on.
+  bool observe_output(int layer, const LayerWeights& weights,
+                      const std::function<void(MatrixView<const float>)>& visit,
+                      const std::function<bool()>& proceed) const;
   // As observe; before each sample the tap is shown, by GramTap::expect, what weights of `role`
   // read in the source stream under the weights `source`.
   bool observe_drift(int layer, const LayerWeights& source, const LayerWeights& weights, Role role,

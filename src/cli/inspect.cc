@@ -200,6 +200,11 @@ Action declare_inspect(CLI::App& app) {
       const ModelDesc& model = files->desc();
       fmt::print("{}: {}, {} layers, d_model {}, {} parameters\n", o->model, model.arch,
                  model.layers.size(), model.d_model, files->n_params());
+      if (files->n_stored_params() != files->n_params()) {
+        fmt::print(
+            "stored: {} parameters, {:.3f} of the original\n", files->n_stored_params(),
+            static_cast<double>(files->n_stored_params()) / static_cast<double>(files->n_params()));
+      }
       print_rows(*files, rows, in_memory);
       return {};
     }
@@ -211,9 +216,13 @@ Action declare_inspect(CLI::App& app) {
       if (!row.act.empty()) item["act"] = row.act;
       list.push_back(std::move(item));
     }
-    Json json = {{"arch", files->desc().arch},        {"params", files->n_params()},
-                 {"bytes", files->weight_bytes()},    {"bpw", files->bpw()},
-                 {"linear_bpw", files->linear_bpw()}, {"runtime_bytes", in_memory},
+    Json json = {{"arch", files->desc().arch},
+                 {"params", files->n_params()},
+                 {"stored_params", files->n_stored_params()},
+                 {"bytes", files->weight_bytes()},
+                 {"bpw", files->bpw()},
+                 {"linear_bpw", files->linear_bpw()},
+                 {"runtime_bytes", in_memory},
                  {"tensors", std::move(list)}};
     if (!files->packed().empty()) {
       json["quantization"] = files->packed().to_json();

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/parallel.h"
 
 namespace quern {
 namespace {
@@ -34,6 +35,17 @@ bool is_finite(MatrixView<const double> a) {
 }
 
 }  // namespace
+
+Matrix<double> product(MatrixView<const double> a, MatrixView<const double> b) {
+  QUERN_CHECK(a.cols == b.rows);
+  constexpr int64_t kRows = 64;
+  Matrix<double> c(a.rows, b.cols);
+  parallel_for(a.rows, kRows, [&](int64_t begin, int64_t end) {
+    const MatrixView<const double> part{a.row(begin), end - begin, a.cols, a.stride};
+    Eigen::Map<RowMajor>(c.row(begin), end - begin, b.cols).noalias() = map(part) * map(b);
+  });
+  return c;
+}
 
 Result<Matrix<double>> inverse(MatrixView<const double> a) {
   QUERN_CHECK(a.rows == a.cols);

@@ -11,6 +11,9 @@
 
 namespace quern {
 
+// A B, a block of rows of A per piece of work.
+Matrix<double> product(MatrixView<const double> a, MatrixView<const double> b);
+
 // inverse [n, n] of a [n, n]. Fails where A A^-1 is further than 1e-6 from I in an entry.
 Result<Matrix<double>> inverse(MatrixView<const double> a);
 

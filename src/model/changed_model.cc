@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/changed_model.h"
 
+#include <numeric>
+
 namespace quern {
 
 template <class T>
@@ -10,9 +12,10 @@ Result<DenseWeights<T>> changed_weights(const ModelDesc& model, const DenseWeigh
     return weights.get(id, part);
   });
   DenseWeights<T> changed;
-  for (const WeightId& id : weight_ids(model)) {
+  const ModelDesc desc = in_basis(model, basis);
+  for (const WeightId& id : weight_ids(desc)) {
     for (const Part part : {Part::kWeight, Part::kBias}) {
-      if (!has_weight(model, id, part)) continue;
+      if (!has_weight(desc, id, part)) continue;
       QUERN_ASSIGN(changed.edit(id, part), fold.part(id, part));
     }
   }
@@ -33,14 +36,22 @@ ReferenceHooks<T> online_hooks(const ModelDesc& model, const BasisChange& basis)
     };
   };
   ReferenceHooks<T> hooks;
-  hooks.after_embedding = [&basis](Matrix<T>& h) {
-    for (int64_t i = 0; i < h.rows(); ++i) basis.at(Site::kResidual).apply(h.row(i), h.cols());
-  };
-  hooks.before_final_norm = [&basis](Matrix<T>& h) {
-    for (int64_t i = 0; i < h.rows(); ++i) {
-      basis.at(Site::kResidual).apply_inverse(h.row(i), h.cols());
-    }
-  };
+  if (!basis.form().has_folded_ends) {
+    hooks.after_embedding = [&basis](Matrix<T>& h) {
+      for (int64_t i = 0; i < h.rows(); ++i) {
+        if (basis.form().is_centred) {
+          const T mean = std::accumulate(h.row(i), h.row(i) + h.cols(), T(0)) / T(h.cols());
+          for (int64_t j = 0; j < h.cols(); ++j) h(i, j) -= mean;
+        }
+        basis.at(Site::kResidual).apply(h.row(i), h.cols());
+      }
+    };
+    hooks.before_final_norm = [&basis](Matrix<T>& h) {
+      for (int64_t i = 0; i < h.rows(); ++i) {
+        basis.at(Site::kResidual).apply_inverse(h.row(i), h.cols());
+      }
+    };
+  }
   hooks.qkv_input = apply(&OnlineOperators::attn_in);
   hooks.mlp_input = apply(&OnlineOperators::mlp_in);
   hooks.q = apply(&OnlineOperators::qk);

@@ -28,9 +28,18 @@ void for_rows(MatrixView<float> x, const Body& body) {
   });
 }
 
-// dst <- norm(src) for one row; dst may be src.
+// dst <- norm(src) for one row; dst may be src. The mean square is taken over `divisor` values, of
+// which those beyond n were cut off: x / sqrt(sum / D + eps) is x sqrt(D / n) / sqrt(sum / n + eps
+// D / n).
 void norm_row(const NormDesc& norm, const NormWeight& weight, const float* src, int64_t n,
-              float* dst) {
+              float* dst, int64_t divisor = 0) {
+  if (divisor > n && norm.kind == NormKind::kRms) {
+    const double ratio = static_cast<double>(divisor) / static_cast<double>(n);
+    const float* gain = weight.gain.empty() ? nullptr : weight.gain.data();
+    kernels().rms_norm(src, gain, static_cast<float>(norm.eps * ratio), n, dst);
+    kernels().scale(static_cast<float>(std::sqrt(ratio)), n, dst);
+    return;
+  }
   const float* gain = weight.gain.empty() ? nullptr : weight.gain.data();
   const float* bias = weight.bias.empty() ? nullptr : weight.bias.data();
   const auto eps = static_cast<float>(norm.eps);
@@ -61,6 +70,7 @@ class LayerRun {
         tap_(tap) {}
 
   bool run(MatrixView<float> h) {
+    if (weights_.mlp_skip.exists()) return run_sliced(h);
     ScratchMatrix x(h.rows, h.cols), out(h.rows, h.cols);
     apply_norm(desc_.attn_norm, weights_.attn_norm, h, x.view());
     apply_online(weights_.online.attn_in, x.view(), online_time_);
@@ -83,7 +93,46 @@ class LayerRun {
     return true;
   }
 
+  // The same where the stream changes its basis or width on its way.
+  bool run_sliced(MatrixView<float> full) {
+    const int64_t d_in = weights_.q.n_in, d_mid = weights_.experts[0].up.n_in,
+                  d_out = weights_.experts[0].down.n_out;
+    const MatrixView<float> h{full.data, full.rows, d_in, full.stride};
+    ScratchMatrix x(h.rows, d_in), z(h.rows, d_mid), past(h.rows, weights_.o.n_out),
+        out(h.rows, d_out), skipped(h.rows, d_out);
+    for_rows(x.view(), [&](int64_t i) {
+      norm_row(desc_.attn_norm, weights_.attn_norm, h.row(i), d_in, x.row(i), full.cols);
+    });
+    apply_online(weights_.online.attn_in, x.view(), online_time_);
+    if (!attention(x.view(), past.view())) return false;
+    copy_rows(h, x.view());
+    ScratchMatrix middle(desc_.parallel ? 0 : h.rows, d_mid);
+    const MatrixView<float> mid = desc_.parallel ? x.view() : middle.view();  // [n, d_mid]
+    if (!desc_.parallel) {
+      linear(weights_.attn_skip, x.view(), mid);
+      for_rows(mid, [&](int64_t i) { kernels().add(past.row(i), d_mid, mid.row(i)); });
+      if (tap_ != nullptr && !tap_->middle(mid)) return false;
+    }
+    for_rows(mid, [&](int64_t i) {
+      norm_row(desc_.mlp_norm, weights_.mlp_norm, mid.row(i), d_mid, z.row(i), full.cols);
+    });
+    apply_online(weights_.online.mlp_in, z.view(), online_time_);
+    if (!mlp(z.view(), out.view())) return false;
+    linear(weights_.mlp_skip, mid, skipped.view());
+    for_rows(out.view(), [&](int64_t i) {
+      if (desc_.parallel) kernels().add(past.row(i), d_out, skipped.row(i));
+      kernels().add(out.row(i), d_out, skipped.row(i));
+      std::copy_n(skipped.row(i), d_out, full.row(i));
+      std::fill(full.row(i) + d_out, full.row(i) + full.cols, 0.0f);
+    });
+    return true;
+  }
+
  private:
+  static void copy_rows(MatrixView<const float> from, MatrixView<float> to) {
+    for (int64_t i = 0; i < to.rows; ++i) std::copy_n(from.row(i), to.cols, to.row(i));
+  }
+
   bool show(Role role, int expert, MatrixView<const float> x) {
     return tap_ == nullptr || tap_->input(role, expert, x);
   }
@@ -311,6 +360,10 @@ LinearWeight& LayerWeights::at(Role role, int expert) {
       return router;
     case Role::kSharedRouter:
       return shared_router;
+    case Role::kAttnSkip:
+      return attn_skip;
+    case Role::kMlpSkip:
+      return mlp_skip;
     case Role::kSharedGate:
       return shared.gate;
     case Role::kSharedUp:

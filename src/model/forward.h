@@ -29,6 +29,7 @@ struct LayerWeights {
   LinearWeight q, k, v, o;
   std::vector<ExpertWeights> experts;  // one for a dense MLP
   LinearWeight router, shared_router;
+  LinearWeight attn_skip, mlp_skip;  // of a sliced stream
   ExpertWeights shared;
   OnlineOperators online;
 
@@ -53,6 +54,8 @@ class LayerTap {
   // `role` is the first of the group that reads x: kQ (q, k, v), kO, kGate (gate, up), kDown, and
   // the shared ones. `expert` -1 unless one of several. Returning false ends the layer early.
   virtual bool input(Role role, int expert, MatrixView<const float> x) = 0;
+  // A sliced stream behind attention. Returning false ends the layer early.
+  virtual bool middle(MatrixView<const float> /*h*/) { return true; }
 };
 
 class RopeTables;
@@ -74,7 +77,8 @@ struct LayerContext {
   OnlineTime* online_time = nullptr;
 };
 
-// h [n_rows, d_model] <- layer(h), in place, online operators active. False if the tap ended it.
+// h [n_rows, d_model] <- layer(h), in place, online operators active. False if the tap ended it. A
+// sliced stream fills the first columns, as many as the weights say, and the others are zero.
 bool forward_layer(const LayerContext& context, const LayerWeights& weights,
                    std::span<const SequenceRows> sequences, MatrixView<float> h,
                    LayerTap* tap = nullptr);

@@ -4,66 +4,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "base/parallel.h"
+#include "model/fuse_rules.h"
 
 namespace quern {
 namespace {
-
-// The sites a weight reads, in the order in which its input meets them.
-std::vector<Site> sites_read(Role role) {
-  switch (role) {
-    case Role::kQ:
-    case Role::kK:
-    case Role::kV:
-      return {Site::kResidual, Site::kAttnIn};
-    case Role::kGate:
-    case Role::kUp:
-    case Role::kRouter:
-    case Role::kSharedGate:
-    case Role::kSharedUp:
-    case Role::kSharedRouter:
-      return {Site::kResidual, Site::kMlpIn};
-    case Role::kO:
-      return {Site::kValue, Site::kHeads};
-    case Role::kDown:
-      return {Site::kFfn};
-    default:
-      return {};
-  }
-}
-
-// The sites a weight writes, of which kHeads and kFfn only what folds.
-std::vector<Site> sites_written(Role role) {
-  switch (role) {
-    case Role::kAttnNorm:
-      return {Site::kAttnIn};
-    case Role::kMlpNorm:
-      return {Site::kMlpIn};
-    case Role::kV:
-      return {Site::kValue, Site::kHeads};
-    case Role::kGate:
-    case Role::kUp:
-      return {Site::kFfn};
-    case Role::kO:
-    case Role::kDown:
-    case Role::kSharedDown:
-      return {Site::kResidual};
-    default:
-      return {};
-  }
-}
-
-// The norm whose gain a role's columns take up; kEmbed if none.
-Role norm_before(Role role) {
-  const std::vector<Site> sites = sites_read(role);
-  if (sites.size() < 2 || sites[0] != Site::kResidual) return Role::kEmbed;
-  return sites[1] == Site::kAttnIn ? Role::kAttnNorm : Role::kMlpNorm;
-}
-
-const NormDesc& norm_desc(const ModelDesc& model, const WeightId& id) {
-  const LayerDesc& layer = model.layers[static_cast<size_t>(id.layer)];
-  return id.role == Role::kAttnNorm ? layer.attn_norm : layer.mlp_norm;
-}
 
 // Whether a diagonal over all heads scales those that share a KV head alike.
 bool is_equal_in_groups(const Operator& op, const AttentionDesc& attention) {
@@ -98,36 +42,9 @@ bool folds(const Operator& op, Site site, const LayerDesc& layer) {
   }
 }
 
-// How many operators at the front of a chain fold into the writer of its input.
-size_t n_folded(const BasisChange& basis, const ModelDesc& model, Site site, int layer) {
-  const auto& operators = basis.at(site, layer).operators();
-  const LayerDesc& desc = model.layers[static_cast<size_t>(layer)];
-  size_t n = 0;
-  while (n < operators.size() && folds(*operators[n], site, desc)) ++n;
-  return n;
-}
-
-constexpr int64_t kRowGrain = 16;
-constexpr int64_t kColGrain = 16;
-
-// body(column) on every column of w, as consecutive values.
-template <class T, class Body>
-void for_columns(MatrixView<T> w, const Body& body) {
-  parallel_for(w.cols, kColGrain, [&](int64_t begin, int64_t end) {
-    const int64_t width = end - begin;
-    std::vector<T> columns(static_cast<size_t>(width * w.rows));  // [width, rows]
-    for (int64_t i = 0; i < w.rows; ++i) {
-      for (int64_t j = 0; j < width; ++j) {
-        columns[static_cast<size_t>(j * w.rows + i)] = w(i, begin + j);
-      }
-    }
-    for (int64_t j = 0; j < width; ++j) body(columns.data() + j * w.rows);
-    for (int64_t i = 0; i < w.rows; ++i) {
-      for (int64_t j = 0; j < width; ++j) {
-        w(i, begin + j) = columns[static_cast<size_t>(j * w.rows + i)];
-      }
-    }
-  });
+void become_rms(const StreamForm& form, NormDesc& norm) {
+  if (norm.kind == NormKind::kLayer && form.is_centred) norm.kind = NormKind::kRms;
+  norm.has_bias = false;
 }
 
 Status check_chain(const Chain& chain, Site site, int64_t size) {
@@ -149,6 +66,92 @@ Status check_chain(const Chain& chain, Site site, int64_t size) {
 
 }  // namespace
 
+std::vector<Site> sites_read(Role role) {
+  switch (role) {
+    case Role::kQ:
+    case Role::kK:
+    case Role::kV:
+      return {Site::kResidual, Site::kAttnIn};
+    case Role::kGate:
+    case Role::kUp:
+    case Role::kRouter:
+    case Role::kSharedGate:
+    case Role::kSharedUp:
+    case Role::kSharedRouter:
+      return {Site::kResidual, Site::kMlpIn};
+    case Role::kO:
+      return {Site::kValue, Site::kHeads};
+    case Role::kDown:
+      return {Site::kFfn};
+    default:
+      return {};
+  }
+}
+
+std::vector<Site> sites_written(Role role) {
+  switch (role) {
+    case Role::kAttnNorm:
+      return {Site::kAttnIn};
+    case Role::kMlpNorm:
+      return {Site::kMlpIn};
+    case Role::kV:
+      return {Site::kValue, Site::kHeads};
+    case Role::kGate:
+    case Role::kUp:
+      return {Site::kFfn};
+    case Role::kO:
+    case Role::kDown:
+    case Role::kSharedDown:
+      return {Site::kResidual};
+    default:
+      return {};
+  }
+}
+
+Role norm_before(Role role) {
+  const std::vector<Site> sites = sites_read(role);
+  if (sites.size() < 2 || sites[0] != Site::kResidual) return Role::kEmbed;
+  return sites[1] == Site::kAttnIn ? Role::kAttnNorm : Role::kMlpNorm;
+}
+
+const NormDesc& norm_desc(const ModelDesc& model, const WeightId& id) {
+  if (id.role == Role::kFinalNorm) return model.final_norm;
+  const LayerDesc& layer = model.layers[static_cast<size_t>(id.layer)];
+  return id.role == Role::kAttnNorm ? layer.attn_norm : layer.mlp_norm;
+}
+
+size_t n_folded(const BasisChange& basis, const ModelDesc& model, Site site, int layer) {
+  const auto& operators = basis.at(site, layer).operators();
+  const LayerDesc& desc = model.layers[static_cast<size_t>(layer)];
+  size_t n = 0;
+  while (n < operators.size() && folds(*operators[n], site, desc)) ++n;
+  return n;
+}
+
+bool changes_stream(const BasisChange& basis) {
+  return !basis.empty(Site::kResidual) || basis.is_sliced() || basis.form().is_centred;
+}
+
+bool is_head_folded(const BasisChange& basis) {
+  return basis.form().has_folded_ends && !basis.empty(Site::kResidual);
+}
+
+std::string stream_obstacle(const LayerDesc& layer, const StreamForm& form) {
+  for (const NormDesc& norm : {layer.attn_norm, layer.mlp_norm}) {
+    if (norm.kind == NormKind::kNone) return "a layer reads the stream without a norm";
+    if (norm.kind == NormKind::kLayer && !form.is_centred) {
+      return "a LayerNorm does not commute with a change of the stream";
+    }
+  }
+  if (layer.attn_post_norm.kind != NormKind::kNone || layer.mlp_post_norm.kind != NormKind::kNone) {
+    return "the gain of a norm after attention or MLP stands between the writer and the stream";
+  }
+  if (layer.mlp_norm.has_bias && layer.mlp.n_experts > 0) {
+    return "the bias of a norm before a router of experts has nowhere to go";
+  }
+  return "";
+}
+
 OnlineOperators online_operators(const BasisChange& basis, const ModelDesc& model, int layer) {
   const auto online = [&](Site site) {
     return basis.at(site, layer).after(n_folded(basis, model, site, layer));
@@ -157,111 +160,85 @@ OnlineOperators online_operators(const BasisChange& basis, const ModelDesc& mode
           online(Site::kFfn)};
 }
 
+ModelDesc in_basis(const ModelDesc& model, const BasisChange& basis) {
+  ModelDesc changed = model;
+  const StreamForm& form = basis.form();
+  for (size_t i = 0; i < changed.layers.size(); ++i) {
+    LayerDesc& layer = changed.layers[i];
+    if (!changes_stream(basis)) break;
+    layer.attention.qkv_bias = layer.attention.qkv_bias || layer.attn_norm.has_bias;
+    layer.mlp.bias = layer.mlp.bias || layer.mlp_norm.has_bias;
+    for (NormDesc* norm : {&layer.attn_norm, &layer.mlp_norm}) become_rms(form, *norm);
+    if (!basis.is_sliced()) continue;
+    const auto place = static_cast<int>(i);
+    layer.d_in = form.widths[static_cast<size_t>(place_in(place))];
+    layer.d_mid = layer.parallel ? 0 : form.widths[static_cast<size_t>(place_mid(place))];
+    layer.d_out = form.widths[static_cast<size_t>(place_out(place))];
+  }
+  if (form.has_folded_ends) changed.tied_head = false;
+  if (is_head_folded(basis)) {
+    changed.head_bias = changed.head_bias || changed.final_norm.has_bias;
+    become_rms(form, changed.final_norm);
+  }
+  return changed;
+}
+
 bool is_changed(const BasisChange& basis, const WeightId& id) {
-  if (is_gain_folded(basis, id.role)) return true;
+  switch (id.role) {
+    case Role::kAttnSkip:
+    case Role::kMlpSkip:
+      return true;
+    case Role::kEmbed:
+    case Role::kPosEmbed:
+    case Role::kLmHead:
+      return basis.form().has_folded_ends;
+    case Role::kFinalNorm:
+      return is_head_folded(basis);
+    case Role::kAttnNorm:
+    case Role::kMlpNorm:
+      if (changes_stream(basis)) return true;
+      break;
+    default:
+      break;
+  }
   const std::vector<Site> in = sites_read(id.role), out = sites_written(id.role);
   const auto reads = [&](Site site) {
+    if (site == Site::kResidual) return changes_stream(basis);
     return !basis.at(site, id.layer).empty() || basis.is_expected(site);
   };
   const auto writes = [&](Site site) {
     if (site == Site::kResidual || site == Site::kValue) return reads(site);
     const auto& operators = basis.at(site, id.layer).operators();
-    const OperatorKind first = operators.empty() ? OperatorKind::kOther : operators[0]->kind();
-    const bool may_fold = first == OperatorKind::kDiagonal || first == OperatorKind::kPermutation;
+    const bool may_fold = !operators.empty() && operators[0]->kind() != OperatorKind::kOther;
     return may_fold || basis.is_expected(site);
   };
   return std::any_of(in.begin(), in.end(), reads) || std::any_of(out.begin(), out.end(), writes);
 }
 
-bool is_gain_folded(const BasisChange& basis, Role norm) {
-  return (norm == Role::kAttnNorm || norm == Role::kMlpNorm) && !basis.empty(Site::kResidual);
-}
-
-template <class T>
-Result<Matrix<T>> Fold<T>::part(const WeightId& id, Part part) const {
-  if (id.role == Role::kAttnNorm || id.role == Role::kMlpNorm) return norm(id, part);
-  QUERN_ASSIGN(Matrix<T> w, load_(id, part));
-  if (part == Part::kBias) {
-    // A bias is a column of what the weight writes.
-    write_changed(id, MatrixView<T>{w.data(), w.cols(), 1, 1});
-    return w;
+Status check_form(const BasisChange& basis, const ModelDesc& original) {
+  const StreamForm& form = basis.form();
+  const size_t n_layers = original.layers.size();
+  if (basis.is_sliced()) {
+    if (form.widths.size() != 2 * n_layers + 1) {
+      return error("basis: {} widths of a stream through {} layers", form.widths.size(), n_layers);
+    }
+    for (const int64_t width : form.widths) {
+      if (width < 1 || width > original.d_model) {
+        return error("basis: a stream of {} cut from {}", width, original.d_model);
+      }
+    }
+    if (form.widths.back() != original.d_model) return error("basis: the head is sliced");
+    if (!form.has_folded_ends || !basis.empty(Site::kResidual)) {
+      return error("basis: a sliced stream must begin in the embedding and is not rotated");
+    }
   }
-  QUERN_TRY(scale_by_gain(id, w));
-  read_changed(id, w.view());
-  write_changed(id, w.view());
-  return w;
-}
-
-template <class T>
-Result<Matrix<T>> Fold<T>::norm(const WeightId& id, Part part) const {
-  QUERN_ASSIGN(Matrix<T> values, load_(id, part));
-  const NormDesc& desc = norm_desc(model_, id);
-  const T offset = part == Part::kWeight ? T(desc.gain_offset) : T(0);
-  for (int64_t j = 0; j < values.cols(); ++j) values(0, j) += offset;
-  if (is_gain_folded(basis_, id.role)) std::fill_n(values.data(), values.cols(), T(1));
-  const Site site = id.role == Role::kAttnNorm ? Site::kAttnIn : Site::kMlpIn;
-  basis_.at(site, id.layer)
-      .first(n_folded(basis_, model_, site, id.layer))
-      .apply(values.data(), values.cols());
-  for (int64_t j = 0; j < values.cols(); ++j) values(0, j) -= offset;
-  return values;
-}
-
-template <class T>
-Status Fold<T>::scale_by_gain(const WeightId& id, Matrix<T>& w) const {
-  const Role norm = norm_before(id.role);
-  if (!is_gain_folded(basis_, norm)) return {};
-  const WeightId norm_id{norm, id.layer, -1};
-  QUERN_ASSIGN(const Matrix<T> gain, load_(norm_id, Part::kWeight));
-  const T offset = T(norm_desc(model_, norm_id).gain_offset);
-  for (int64_t i = 0; i < w.rows(); ++i) {
-    for (int64_t j = 0; j < w.cols(); ++j) w(i, j) *= gain(0, j) + offset;
+  for (const LayerDesc& layer : original.layers) {
+    if (!changes_stream(basis)) break;
+    const std::string obstacle = stream_obstacle(layer, form);
+    if (!obstacle.empty()) return error("basis: {}", obstacle);
   }
   return {};
 }
-
-template <class T>
-void Fold<T>::read_changed(const WeightId& id, MatrixView<T> w) const {
-  for (const Site site : sites_read(id.role)) {
-    const Chain& chain = basis_.at(site, id.layer);
-    if (chain.empty()) continue;
-    parallel_for(w.rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) chain.apply_inverse_transpose(w.row(i), w.cols);
-    });
-  }
-}
-
-template <class T>
-void Fold<T>::write_changed(const WeightId& id, MatrixView<T> w) const {
-  for (const Site site : sites_written(id.role)) {
-    Chain chain = basis_.at(site, id.layer);
-    if (site == Site::kHeads || site == Site::kFfn) {
-      chain = chain.first(n_folded(basis_, model_, site, id.layer));
-    }
-    if (chain.empty()) continue;
-    if (site == Site::kHeads) {  // diagonals, whose groups of heads are alike
-      const AttentionDesc& a = model_.layers[static_cast<size_t>(id.layer)].attention;
-      const int64_t d = a.d_head, per_kv = a.n_heads / a.n_kv_heads;
-      std::vector<T> scale(static_cast<size_t>(a.n_heads * d), T(1));
-      chain.apply(scale.data(), a.n_heads * d);
-      for (int64_t i = 0; i < w.rows; ++i) {
-        const T s = scale[static_cast<size_t>(i / d * per_kv * d + i % d)];
-        for (int64_t j = 0; j < w.cols; ++j) w(i, j) *= s;
-      }
-      continue;
-    }
-    for_columns(w, [&](T* column) {
-      for (const OperatorPtr& op : chain.operators()) {
-        // What multiplies up's half of a gated product must leave the other half alone.
-        if (id.role == Role::kGate && op->kind() == OperatorKind::kDiagonal) continue;
-        op->apply(column, w.rows);
-      }
-    });
-  }
-}
-
-template class Fold<float>;
-template class Fold<double>;
 
 Status check_basis(const BasisChange& basis, const ModelDesc& model) {
   const auto n_layers = static_cast<int>(model.layers.size());
@@ -272,8 +249,8 @@ Status check_basis(const BasisChange& basis, const ModelDesc& model) {
     const LayerDesc& layer = model.layers[static_cast<size_t>(i)];
     const int64_t d_head = layer.attention.d_head;
     const std::pair<Site, int64_t> sizes[] = {{Site::kResidual, model.d_model},
-                                              {Site::kAttnIn, model.d_model},
-                                              {Site::kMlpIn, model.d_model},
+                                              {Site::kAttnIn, model.width_in(layer)},
+                                              {Site::kMlpIn, model.width_mid(layer)},
                                               {Site::kValue, d_head},
                                               {Site::kQk, d_head},
                                               {Site::kHeads, layer.attention.n_heads * d_head},

@@ -6,6 +6,10 @@
 // gain (and bias) of the norm before them; of the input of down, the permutations at the front into
 // gate and up, and in a gated MLP the diagonals there into up; of the input of o, the diagonals at
 // the front that are equal for all heads of a KV group, into v. The rest of a chain runs online.
+//
+// A change of the stream itself first moves the gains and biases of the norms that read it into the
+// weights behind them. LayerNorms become RMSNorms: of a stream without its mean both are the same,
+// and the mean is taken from the embedding and from all that is written.
 #pragma once
 
 #include <functional>
@@ -24,11 +28,11 @@ struct OnlineOperators {
 };
 OnlineOperators online_operators(const BasisChange& basis, const ModelDesc& model, int layer);
 
-// True if this basis changes a weight, or its bias.
-bool is_changed(const BasisChange& basis, const WeightId& id);
+// The description of a model in a basis: norms, biases, ties and widths may change.
+ModelDesc in_basis(const ModelDesc& model, const BasisChange& basis);
 
-// Norms whose gain moves into the weights that read them; their own gain becomes 1.
-bool is_gain_folded(const BasisChange& basis, Role norm);
+// True if this basis changes a weight, or its bias, or adds it to the model.
+bool is_changed(const BasisChange& basis, const WeightId& id);
 
 // The weights of a model in a basis. T = double; float exists for tests of precision.
 template <class T>
@@ -37,7 +41,7 @@ class Fold {
   // A weight or bias of the original model that exists there; vectors are one row.
   using Load = std::function<Result<Matrix<T>>(const WeightId& id, Part part)>;
 
-  // `model` and `basis` must outlive this.
+  // `model`, the original's, and `basis` must outlive this.
   Fold(const ModelDesc& model, const BasisChange& basis, Load load)
       : model_(model), basis_(basis), load_(std::move(load)) {}
 
@@ -46,9 +50,17 @@ class Fold {
 
  private:
   Result<Matrix<T>> norm(const WeightId& id, Part part) const;
-  Status scale_by_gain(const WeightId& id, Matrix<T>& w) const;
-  void read_changed(const WeightId& id, MatrixView<T> w) const;
-  void write_changed(const WeightId& id, MatrixView<T> w) const;
+  Result<Matrix<T>> embedding(const WeightId& id) const;
+  Result<Matrix<T>> head(Part part) const;
+  Matrix<T> skip(const WeightId& id) const;
+  Result<Matrix<T>> weight(const WeightId& id) const;
+  Result<Matrix<T>> bias(const WeightId& id) const;
+  // W <- W diag(gain of the norm before it).
+  Status scale_by_gain(const WeightId& norm, Matrix<T>& w) const;
+  // Adds W times the bias of the norm before it.
+  Status add_norm_bias(const WeightId& norm, const WeightId& id, Matrix<T>& bias) const;
+  void read_changed(const WeightId& id, Matrix<T>& w) const;
+  void write_changed(const WeightId& id, Matrix<T>& w) const;
 
   const ModelDesc& model_;
   const BasisChange& basis_;
@@ -57,7 +69,11 @@ class Fold {
 extern template class Fold<float>;
 extern template class Fold<double>;
 
-// Whether every operator fits the sizes of its site; for bases read from files.
+// Why a layer cannot have its stream in another basis; empty if it can.
+std::string stream_obstacle(const LayerDesc& layer, const StreamForm& form);
+// Whether the form that a basis gives a model suits it, by the original's description.
+Status check_form(const BasisChange& basis, const ModelDesc& original);
+// Whether every operator fits the sizes of its site, by the changed model's description.
 Status check_basis(const BasisChange& basis, const ModelDesc& model);
 
 }  // namespace quern

@@ -79,12 +79,13 @@ template <class T>
 DenseWeights<T> folded(const ModelDesc& model, const DenseWeights<T>& original,
                        const BasisOf& basis_of) {
   DenseWeights<T> weights;
-  for (const WeightId& id : weight_ids(model)) {
+  const ModelDesc changed = in_basis(model, basis_of(Role::kEmbed));
+  for (const WeightId& id : weight_ids(changed)) {
     const Fold<T> fold(
         model, basis_of(id.role),
         [&](const WeightId& of, Part part) -> Result<Matrix<T>> { return original.get(of, part); });
     for (const Part part : {Part::kWeight, Part::kBias}) {
-      if (has_weight(model, id, part)) weights.edit(id, part) = *fold.part(id, part);
+      if (has_weight(changed, id, part)) weights.edit(id, part) = *fold.part(id, part);
     }
   }
   return weights;
@@ -105,8 +106,9 @@ template <class T>
 double change(const Fixture& fixture, const BasisOf& basis_of, const ReferenceHooks<T>& hooks) {
   const std::span<const int32_t> ids(fixture.ids);
   const auto plain = *DenseWeights<T>::load(fixture.store);
+  const ModelDesc changed = in_basis(fixture.model(), basis_of(Role::kEmbed));
   return distance(
-      reference_logits(fixture.model(), folded<T>(fixture.model(), plain, basis_of), ids, hooks),
+      reference_logits(changed, folded<T>(fixture.model(), plain, basis_of), ids, hooks),
       reference_logits(fixture.model(), plain, ids));
 }
 
@@ -182,11 +184,9 @@ int64_t expected_size(const ModelDesc& model, Site site) {
   if (site == Site::kResidual) {
     size = model.d_model;
     for (const LayerDesc& layer : model.layers) {
-      const bool is_rms =
-          layer.attn_norm.kind == NormKind::kRms && layer.mlp_norm.kind == NormKind::kRms;
       const bool has_post = layer.attn_post_norm.kind != NormKind::kNone ||
                             layer.mlp_post_norm.kind != NormKind::kNone;
-      if (!is_rms || has_post) return 0;
+      if (has_post) return 0;
     }
   }
   if (site == Site::kFfn) {
@@ -271,14 +271,78 @@ TEST(Fuse, LayersOfDifferentWidthKeepOnlyTheirFfn) {
   EXPECT_FALSE(plan.basis.at(Site::kValue).empty());
 }
 
-TEST(Fuse, LayerNormModelsKeepTheirResidualBasis) {
-  for (const char* name : {"gpt2", "opt", "gpt_neox", "gpt_neox-serial"}) {
+constexpr const char* kLayerNormModels[] = {"gpt2", "opt", "gpt_neox", "gpt_neox-serial"};
+
+TEST(Fuse, LayerNormsBecomeRmsNormsOfAStreamWithoutMean) {
+  for (const char* name : kLayerNormModels) {
     const Fixture fixture = open_fixture(name);
-    const Plan plan = rotate(fixture.model(), "rht", kDefaultSites);
-    ASSERT_TRUE(plan.status) << name;
-    EXPECT_TRUE(plan.basis.at(Site::kResidual).empty()) << name;
-    EXPECT_TRUE(plan.mentions(Site::kResidual)) << name;
-    EXPECT_FALSE(plan.basis.at(Site::kFfn).empty()) << name;
+    for (const char* ends : {"online", "folded"}) {
+      const Plan plan = rotate(fixture.model(), "rht", fmt::format("residual, ends={}", ends));
+      ASSERT_TRUE(plan.status) << name;
+      ASSERT_TRUE(check_form(plan.basis, fixture.model()));
+      const ModelDesc changed = in_basis(fixture.model(), plan.basis);
+      for (const LayerDesc& layer : changed.layers) {
+        for (const NormDesc& norm : {layer.attn_norm, layer.mlp_norm}) {
+          EXPECT_EQ(norm.kind, NormKind::kRms) << name;
+          EXPECT_FALSE(norm.has_bias) << name;
+        }
+        EXPECT_TRUE(layer.attention.qkv_bias && layer.mlp.bias) << name;
+      }
+      EXPECT_LT(change<double>(fixture, plan.basis), kDoubleTolerance) << name << " " << ends;
+      EXPECT_LT(change<float>(fixture, plan.basis), kFloatTolerance) << name << " " << ends;
+    }
+  }
+}
+
+// The conversion alone, with nothing turned; and each half of it without the other.
+TEST(Fuse, TheMeanMustBeTakenFromAllThatIsWritten) {
+  for (const char* name : kLayerNormModels) {
+    const Fixture fixture = open_fixture(name);
+    BasisChange centred;
+    centred.form().is_centred = true;
+    EXPECT_LT(change<double>(fixture, centred), kDoubleTolerance) << name;
+    ReferenceHooks<double> hooks = online_hooks<double>(fixture.model(), centred);
+    hooks.after_embedding = nullptr;
+    EXPECT_GT(change<double>(
+                  fixture, [&](Role) -> const BasisChange& { return centred; }, hooks),
+              1e-5)
+        << name << " without the embedding's mean";
+  }
+}
+
+// A bias of a LayerNorm needs a bias behind it, also where the model has none.
+TEST(Fuse, BiasesOfLayerNormsMoveIntoModelsWithoutBiases) {
+  const Fixture fixture = open_fixture("opt");
+  ModelDesc model = fixture.model();
+  for (LayerDesc& layer : model.layers) {
+    layer.attention.qkv_bias = layer.attention.o_bias = layer.mlp.bias = false;
+  }
+  const auto weights = *DenseWeights<double>::load(fixture.store);
+  for (const char* ends : {"online", "folded"}) {
+    const Plan plan = rotate(model, "rht", fmt::format("residual+value+ffn, ends={}", ends));
+    ASSERT_TRUE(plan.status);
+    const auto changed = changed_weights(model, weights, plan.basis);
+    ASSERT_TRUE(changed.has_value());
+    const std::span<const int32_t> ids(fixture.ids);
+    EXPECT_LT(distance(reference_logits(in_basis(model, plan.basis), *changed, ids,
+                                        online_hooks<double>(model, plan.basis)),
+                       reference_logits(model, weights, ids)),
+              kDoubleTolerance)
+        << ends;
+  }
+}
+
+TEST(Fuse, FoldedEndsUntieTheHeadAndLeaveNothingOnline) {
+  for (const std::string& name : fixture_names()) {
+    const Fixture fixture = open_fixture(name);
+    for (const char* kind : {"rht", "haar", "dct"}) {
+      const Plan plan = rotate(fixture.model(), kind, "residual, ends=folded");
+      if (!plan.status) continue;  // norms behind attention and MLP
+      EXPECT_FALSE(in_basis(fixture.model(), plan.basis).tied_head);
+      const ReferenceHooks<double> hooks = online_hooks<double>(fixture.model(), plan.basis);
+      EXPECT_FALSE(hooks.after_embedding || hooks.before_final_norm);
+      EXPECT_LT(change<double>(fixture, plan.basis), kDoubleTolerance) << name << " " << kind;
+    }
   }
 }
 

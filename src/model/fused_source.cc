@@ -19,6 +19,7 @@ Result<Matrix<double>> load_double(const WeightStore& store, const WeightId& id,
 FusedSource::FusedSource(const ModelFiles& source, const BasisChange& basis)
     : source_(source),
       basis_(basis),
+      desc_(in_basis(source.desc(), basis)),
       fold_(source.desc(), basis, [&store = source.store()](const WeightId& id, Part part) {
         return load_double(store, id, part);
       }) {}
@@ -37,7 +38,7 @@ Result<Matrix<float>> FusedSource::part(const WeightId& id, Part part) const {
 }
 
 Result<std::vector<float>> FusedSource::bias(const WeightId& id) const {
-  if (!source_.store().exists(id, Part::kBias)) return std::vector<float>();
+  if (!has_weight(desc_, id, Part::kBias)) return std::vector<float>();
   QUERN_ASSIGN(const Matrix<float> bias, part(id, Part::kBias));
   return std::vector<float>(bias.data(), bias.data() + bias.cols());
 }
@@ -48,9 +49,7 @@ Result<NormWeight> FusedSource::norm(const WeightId& id, const NormDesc& desc) c
   QUERN_ASSIGN(const Matrix<float> gain, weight(id));
   norm.gain.assign(gain.data(), gain.data() + gain.cols());
   for (float& value : norm.gain) value += static_cast<float>(desc.gain_offset);
-  if (desc.has_bias) {
-    QUERN_ASSIGN(norm.bias, bias(id));
-  }
+  QUERN_ASSIGN(norm.bias, bias(id));
   return norm;
 }
 
@@ -63,11 +62,11 @@ Result<LinearWeight> FusedSource::linear(const WeightId& id) const {
 
 Result<LayerWeights> FusedSource::layer(int index) const {
   QUERN_ASSIGN(LayerWeights layer, source_.layer(index));
-  const LayerDesc& desc = source_.desc().layers[static_cast<size_t>(index)];
-  layer.online = online_operators(basis_, source_.desc(), index);
+  const LayerDesc& desc = desc_.layers[static_cast<size_t>(index)];
+  layer.online = online_operators(basis_, desc_, index);
   QUERN_ASSIGN(layer.attn_norm, norm({Role::kAttnNorm, index, -1}, desc.attn_norm));
   QUERN_ASSIGN(layer.mlp_norm, norm({Role::kMlpNorm, index, -1}, desc.mlp_norm));
-  for (const WeightId& id : source_.store().weight_ids()) {
+  for (const WeightId& id : weight_ids(desc_)) {
     if (id.layer != index || !is_linear(id.role) || !is_changed(basis_, id)) continue;
     QUERN_ASSIGN(layer.at(id.role, id.expert), linear(id));
   }
@@ -76,7 +75,14 @@ Result<LayerWeights> FusedSource::layer(int index) const {
 
 Result<EndWeights> FusedSource::ends() const {
   QUERN_ASSIGN(EndWeights ends, source_.ends());
-  ends.residual = basis_.at(Site::kResidual);
+  set_online_ends(basis_, ends);
+  if (!basis_.form().has_folded_ends) return ends;
+  QUERN_ASSIGN(ends.embed, linear({Role::kEmbed}));
+  if (ends.pos_embed.exists()) {
+    QUERN_ASSIGN(ends.pos_embed, linear({Role::kPosEmbed}));
+  }
+  QUERN_ASSIGN(ends.final_norm, norm({Role::kFinalNorm}, desc_.final_norm));
+  QUERN_ASSIGN(ends.head, linear({Role::kLmHead}));
   return ends;
 }
 

@@ -9,7 +9,8 @@ namespace quern {
 
 class FusedSource {
  public:
-  // Both must outlive this; the basis may grow in layers that are not read yet.
+  // Both must outlive this; the basis may gain operators in layers that are not read yet, but keeps
+  // its form.
   FusedSource(const ModelFiles& source, const BasisChange& basis);
 
   // A weight or bias as the changed model's file holds it: folded in double, rounded to float once.
@@ -20,6 +21,7 @@ class FusedSource {
   // A whole layer ready to run: mapped where the basis changes nothing, float copies elsewhere.
   Result<LayerWeights> layer(int index) const;
   Result<EndWeights> ends() const;
+  const ModelDesc& desc() const { return desc_; }  // of the changed model
 
  private:
   Result<Matrix<float>> part(const WeightId& id, Part part) const;
@@ -28,6 +30,7 @@ class FusedSource {
 
   const ModelFiles& source_;
   const BasisChange& basis_;
+  ModelDesc desc_;  // of the changed model
   Fold<double> fold_;
 };
 

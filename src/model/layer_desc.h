@@ -75,6 +75,11 @@ struct LayerDesc {
   MlpDesc mlp;
   NormDesc attn_norm, attn_post_norm, mlp_norm, mlp_post_norm;
   bool parallel = false;  // attention and MLP both read the layer's input
+  // Widths of the stream where directions were cut off it (SliceGPT): before attention, before the
+  // MLP, behind the layer. A matrix then takes the stream past attention, another past the MLP (one
+  // past both in a parallel layer), and norms still divide by d_model. 0: not cut.
+  int64_t d_in = 0, d_mid = 0, d_out = 0;
+  bool is_sliced() const { return d_in > 0; }
   bool operator==(const LayerDesc&) const = default;
 };
 
@@ -95,6 +100,16 @@ struct ModelDesc {
   std::vector<int32_t> eos;  // ids that end a text
   int32_t bos = -1;          // -1: none
   bool operator==(const ModelDesc&) const = default;
+
+  int64_t width_in(const LayerDesc& layer) const { return layer.d_in > 0 ? layer.d_in : d_model; }
+  int64_t width_mid(const LayerDesc& layer) const {  // what the MLP reads
+    if (layer.parallel) return width_in(layer);
+    return layer.d_mid > 0 ? layer.d_mid : d_model;
+  }
+  int64_t width_out(const LayerDesc& layer) const {
+    return layer.d_out > 0 ? layer.d_out : d_model;
+  }
+  int64_t width_embed() const { return layers.empty() ? d_model : width_in(layers[0]); }
 };
 
 }  // namespace quern

@@ -2,6 +2,7 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/check.h"
 #include "base/parallel.h"
@@ -21,17 +22,25 @@ Status check_ids(const ModelDesc& model, std::span<const Token> ids) {
 
 void embed(const ModelDesc& model, const EndWeights& ends, std::span<const Token> ids,
            int64_t position, MatrixView<float> h, OnlineTime* time) {
+  const int64_t width = ends.embed.n_in;
   parallel_for(h.rows, 16, [&](int64_t begin, int64_t end) {
-    std::vector<float> place(static_cast<size_t>(model.d_model));
+    std::vector<float> place(static_cast<size_t>(width));
     for (int64_t i = begin; i < end; ++i) {
-      decode_rows(ends.embed, ids[static_cast<size_t>(i)], 1, h.row(i));
+      float* row = h.row(i);
+      decode_rows(ends.embed, ids[static_cast<size_t>(i)], 1, row);
       if (model.embed_scale != 1) {
-        kernels().scale(static_cast<float>(model.embed_scale), model.d_model, h.row(i));
+        kernels().scale(static_cast<float>(model.embed_scale), width, row);
       }
       if (ends.pos_embed.exists()) {
         decode_rows(ends.pos_embed, position + i + model.pos_offset, 1, place.data());
-        kernels().add(place.data(), model.d_model, h.row(i));
+        kernels().add(place.data(), width, row);
       }
+      if (ends.is_centred) {
+        const double sum = std::accumulate(row, row + width, 0.0);
+        const auto mean = static_cast<float>(sum / static_cast<double>(width));
+        for (int64_t j = 0; j < width; ++j) row[j] -= mean;
+      }
+      std::fill(row + width, row + h.cols, 0.0f);
     }
   });
   apply_online(ends.residual, h, time);
@@ -149,9 +158,9 @@ void Model::for_each_linear(const std::function<void(const LinearWeight&)>& visi
   };
   for (size_t i = 0; i < parts_.layers.size(); ++i) {
     const LayerWeights& layer = parts_.layers[i];
-    for (const LinearWeight* weight :
-         {&layer.q, &layer.k, &layer.v, &layer.o, &layer.router, &layer.shared_router,
-          &layer.shared.gate, &layer.shared.up, &layer.shared.down}) {
+    for (const LinearWeight* weight : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.router,
+                                       &layer.shared_router, &layer.shared.gate, &layer.shared.up,
+                                       &layer.shared.down, &layer.attn_skip, &layer.mlp_skip}) {
       visit_if(*weight);
     }
     const MlpDesc& mlp = desc().layers[i].mlp;

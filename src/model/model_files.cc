@@ -8,7 +8,8 @@ namespace {
 
 constexpr Role kLayerLinears[] = {Role::kQ,          Role::kK,        Role::kV,
                                   Role::kO,          Role::kRouter,   Role::kSharedRouter,
-                                  Role::kSharedGate, Role::kSharedUp, Role::kSharedDown};
+                                  Role::kSharedGate, Role::kSharedUp, Role::kSharedDown,
+                                  Role::kAttnSkip,   Role::kMlpSkip};
 constexpr Role kExpertLinears[] = {Role::kGate, Role::kUp, Role::kDown};
 
 bool runs_as_stored(DType dtype) {
@@ -101,9 +102,15 @@ Result<LayerWeights> ModelFiles::layer(int index) const {
   return layer;
 }
 
+void set_online_ends(const BasisChange& basis, EndWeights& ends) {
+  const bool is_folded = basis.form().has_folded_ends;
+  ends.residual = is_folded ? Chain() : basis.at(Site::kResidual);
+  ends.is_centred = basis.form().is_centred && !is_folded;
+}
+
 Result<EndWeights> ModelFiles::ends() const {
   EndWeights ends;
-  ends.residual = basis().at(Site::kResidual);
+  set_online_ends(basis(), ends);
   QUERN_ASSIGN(ends.embed, linear({Role::kEmbed, -1, -1}));
   if (store_->exists({Role::kPosEmbed, -1, -1})) {
     QUERN_ASSIGN(ends.pos_embed, linear({Role::kPosEmbed, -1, -1}));

@@ -17,9 +17,13 @@ struct EndWeights {
   LinearWeight embed;      // [n_vocab, d_model], read by rows
   LinearWeight pos_embed;  // may not exist
   NormWeight final_norm;
-  LinearWeight head;  // equal to embed when tied
-  Chain residual;     // behind the embedding; its inverse before the final norm
+  LinearWeight head;        // equal to embed when tied
+  Chain residual;           // behind the embedding; its inverse before the final norm
+  bool is_centred = false;  // the mean is taken from what the embedding gives, before `residual`
 };
+
+// What a basis leaves to be done at both ends of the model.
+void set_online_ends(const BasisChange& basis, EndWeights& ends);
 
 class ModelFiles {
  public:
@@ -40,7 +44,8 @@ class ModelFiles {
   Result<LinearWeight> linear(const WeightId& id) const;
   Result<NormWeight> norm(const WeightId& id, const NormDesc& desc) const;
 
-  int64_t n_params() const { return store_->parameter_count(); }  // of the original model
+  int64_t n_params() const { return store_->original_parameter_count(); }  // of the original model
+  int64_t n_stored_params() const { return store_->parameter_count(); }
   // Of the configuration, the table of tensors, and the first 4 KiB of each.
   std::string digest() const;
   uint64_t weight_bytes() const;  // bytes of the weight files, headers included

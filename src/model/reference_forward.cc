@@ -50,7 +50,9 @@ class Forward {
   void norm(const NormDesc& norm, Role role, Matrix<T>& x) const {
     if (norm.kind == NormKind::kNone) return;
     const WeightId id{role, layer_};
-    reference::normalise(norm, weights_.get(id), bias(norm.has_bias, id), x);
+    const bool is_of_stream = role == Role::kAttnNorm || role == Role::kMlpNorm;
+    reference::normalise(norm, weights_.get(id), bias(norm.has_bias, id), x,
+                         is_of_stream ? model_.d_model : 0);
   }
 
   Matrix<T> project(const Matrix<T>& x, bool has_bias, const WeightId& id) const {
@@ -60,7 +62,7 @@ class Forward {
   Matrix<T> embed(std::span<const int32_t> ids) const {
     const Matrix<T>& table = weights_.get({Role::kEmbed});
     const bool is_learned = model_.positions == PositionKind::kLearned;
-    Matrix<T> h(static_cast<int64_t>(ids.size()), model_.d_model);
+    Matrix<T> h(static_cast<int64_t>(ids.size()), table.cols());
     for (int64_t i = 0; i < h.rows(); ++i) {
       const int64_t id = ids[static_cast<size_t>(i)];
       QUERN_CHECK(id >= 0 && id < table.rows());
@@ -78,13 +80,23 @@ class Forward {
     norm(layer.attn_norm, Role::kAttnNorm, x);
     Matrix<T> y = attention(layer.attention, x);
     norm(layer.attn_post_norm, Role::kAttnPostNorm, y);
-    if (!layer.parallel) reference::add(y, h);
-    x = h;
+    const Matrix<T> start = h;
+    if (!layer.parallel) {
+      h = skip(layer, Role::kAttnSkip, h);
+      reference::add(y, h);
+    }
+    x = layer.parallel ? start : h;
     norm(layer.mlp_norm, Role::kMlpNorm, x);
     Matrix<T> z = mlp(layer.mlp, x);
     norm(layer.mlp_post_norm, Role::kMlpPostNorm, z);
+    h = skip(layer, Role::kMlpSkip, h);
     if (layer.parallel) reference::add(y, h);
     reference::add(z, h);
+  }
+
+  // The stream past a part of a layer, in the basis that comes next.
+  Matrix<T> skip(const LayerDesc& layer, Role role, const Matrix<T>& h) const {
+    return layer.is_sliced() ? project(h, false, {role, layer_}) : h;
   }
 
   void rotate(const AttentionDesc& attention, Matrix<T>& x) const {
@@ -169,7 +181,7 @@ class Forward {
       return feed_forward(mlp, x, {Role::kGate, layer_}, {Role::kUp, layer_},
                           {Role::kDown, layer_});
     }
-    Matrix<T> y(x.rows(), x.cols());
+    Matrix<T> y(x.rows(), model_.width_out(model_.layers[static_cast<size_t>(layer_)]));
     const Matrix<T> shares = route(mlp, x);
     for (int expert = 0; expert < mlp.n_experts; ++expert) {
       std::vector<int64_t> tokens;

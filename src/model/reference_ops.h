@@ -46,15 +46,17 @@ void softmax(T* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] /= sum;
 }
 
-// Normalises each run of `n` values; `gain` and `bias` are [1, n], bias null if there is none.
+// Normalises each run of `n` values; `gain` and `bias` are [1, n], bias null if there is none. The
+// mean square is taken over `divisor` values, of which those beyond n were cut off; 0: over n.
 template <class T>
-void normalise(const NormDesc& norm, const Matrix<T>& gain, const Matrix<T>* bias, Matrix<T>& x) {
+void normalise(const NormDesc& norm, const Matrix<T>& gain, const Matrix<T>* bias, Matrix<T>& x,
+               int64_t divisor = 0) {
   const int64_t n = gain.cols();
   for (T* v = x.data(); v != x.data() + x.rows() * x.cols(); v += n) {
     const T mean = norm.kind == NormKind::kLayer ? std::accumulate(v, v + n, T(0)) / T(n) : T(0);
     T square = 0;
     for (int64_t j = 0; j < n; ++j) square += (v[j] - mean) * (v[j] - mean);
-    const T scale = 1 / std::sqrt(square / T(n) + T(norm.eps));
+    const T scale = 1 / std::sqrt(square / T(divisor > 0 ? divisor : n) + T(norm.eps));
     for (int64_t j = 0; j < n; ++j) {
       v[j] = (v[j] - mean) * scale * (gain(0, j) + T(norm.gain_offset));
       if (bias != nullptr) v[j] += (*bias)(0, j);

@@ -35,6 +35,8 @@ constexpr Row kRows[] = {
     {Role::kSharedUp, "shared_up", true},
     {Role::kSharedDown, "shared_down", true},
     {Role::kSharedRouter, "shared_router", true},
+    {Role::kAttnSkip, "attn_skip", true},
+    {Role::kMlpSkip, "mlp_skip", true},
 };
 
 }  // namespace

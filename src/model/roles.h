@@ -37,6 +37,9 @@ enum class Role : uint8_t {
   kSharedUp,      // [d_ffn_shared, d_model]
   kSharedDown,    // [d_model, d_ffn_shared]
   kSharedRouter,  // [1, d_model]: sigmoid gate of the shared expert
+  // a stream whose width or basis changes within a layer (LayerDesc::is_sliced)
+  kAttnSkip,  // [d_mid, d_in]: past attention; absent in a parallel layer
+  kMlpSkip,   // [d_out, d_mid]: past the MLP, or past both
 };
 
 std::string_view role_name(Role role);                      // "q", "down", "lm_head"

@@ -31,6 +31,20 @@ int64_t run_length(const WeightSource& source, int64_t i) {
   return source.block == 0 ? INT64_MAX : source.block - i % source.block;
 }
 
+// Where a weight lies in a checkpoint of the architecture; for what a change of basis added, where
+// it would.
+WeightSource place_of(const Arch& arch, const ModelDesc& model, const WeightId& id, Part part) {
+  if (id.role == Role::kAttnSkip || id.role == Role::kMlpSkip) {
+    return {fmt::format("quern.layers.{}.{}.weight", id.layer, role_name(id.role))};
+  }
+  WeightSource source = arch.locate(model, id, part);
+  constexpr std::string_view kWeight = ".weight";
+  if (part == Part::kBias && source.tensor.ends_with(kWeight)) {
+    source.tensor.replace(source.tensor.size() - kWeight.size(), kWeight.size(), ".bias");
+  }
+  return source;
+}
+
 bool is_whole(const WeightSource& source, int64_t n_rows) {
   return source.first == 0 && source.block == 0 && !source.transposed &&
          (source.stored_rows == 0 || source.stored_rows == n_rows);
@@ -78,17 +92,21 @@ bool layer_has(const LayerDesc& layer, const WeightId& id, Part part) {
       return !is_bias && mlp.d_ffn_shared > 0;
     case Role::kSharedRouter:
       return !is_bias && mlp.d_ffn_shared > 0 && mlp.shared_router;
+    case Role::kAttnSkip:
+      return !is_bias && layer.is_sliced() && !layer.parallel;
+    case Role::kMlpSkip:
+      return !is_bias && layer.is_sliced();
     default:
       return false;
   }
 }
 
-constexpr Role kBeforeMlp[] = {Role::kAttnNorm, Role::kQ,     Role::kK, Role::kV,
-                               Role::kQNorm,    Role::kKNorm, Role::kO, Role::kAttnPostNorm,
-                               Role::kMlpNorm,  Role::kRouter};
+constexpr Role kBeforeMlp[] = {Role::kAttnNorm, Role::kQ,       Role::kK,     Role::kV,
+                               Role::kQNorm,    Role::kKNorm,   Role::kO,     Role::kAttnPostNorm,
+                               Role::kAttnSkip, Role::kMlpNorm, Role::kRouter};
 constexpr Role kMlp[] = {Role::kGate, Role::kUp, Role::kDown};
-constexpr Role kAfterMlp[] = {Role::kSharedRouter, Role::kSharedGate, Role::kSharedUp,
-                              Role::kSharedDown, Role::kMlpPostNorm};
+constexpr Role kAfterMlp[] = {Role::kSharedRouter, Role::kSharedGate,  Role::kSharedUp,
+                              Role::kSharedDown,   Role::kMlpPostNorm, Role::kMlpSkip};
 
 Shape stored_shape(const Shape& shape, const WeightSource& source) {
   const int64_t rows = source.stored_rows == 0 ? shape[0] : source.stored_rows;
@@ -105,50 +123,59 @@ Shape part_shape(const ModelDesc& model, const WeightId& id, Part part) {
 }  // namespace
 
 Shape weight_shape(const ModelDesc& model, const WeightId& id) {
-  const int64_t d_model = model.d_model;
   switch (id.role) {
     case Role::kEmbed:
+      return {model.n_vocab, model.width_embed()};
     case Role::kLmHead:
-      return {model.n_vocab, d_model};
+      return {model.n_vocab, model.d_model};
     case Role::kPosEmbed:
-      return {model.n_positions, d_model};
+      return {model.n_positions, model.width_embed()};
     case Role::kFinalNorm:
-    case Role::kAttnNorm:
-    case Role::kAttnPostNorm:
-    case Role::kMlpNorm:
-    case Role::kMlpPostNorm:
-      return {d_model};
+      return {model.d_model};
     default:
       break;
   }
   const LayerDesc& layer = layer_of(model, id);
   const AttentionDesc& attention = layer.attention;
   const MlpDesc& mlp = layer.mlp;
+  const int64_t d_in = model.width_in(layer), d_mid = model.width_mid(layer),
+                d_out = model.width_out(layer);
   switch (id.role) {
+    case Role::kAttnNorm:
+      return {d_in};
+    case Role::kMlpNorm:
+      return {d_mid};
+    case Role::kAttnPostNorm:
+    case Role::kMlpPostNorm:
+      return {model.d_model};
     case Role::kQ:
-      return {attention.n_heads * attention.d_head, d_model};
+      return {attention.n_heads * attention.d_head, d_in};
     case Role::kK:
     case Role::kV:
-      return {attention.n_kv_heads * attention.d_head, d_model};
+      return {attention.n_kv_heads * attention.d_head, d_in};
     case Role::kO:
-      return {d_model, attention.n_heads * attention.d_head};
+      return {layer.parallel ? d_out : d_mid, attention.n_heads * attention.d_head};
     case Role::kQNorm:
     case Role::kKNorm:
       return {attention.d_head};
     case Role::kGate:
     case Role::kUp:
-      return {mlp.d_ffn, d_model};
+      return {mlp.d_ffn, d_mid};
     case Role::kDown:
-      return {d_model, mlp.d_ffn};
+      return {d_out, mlp.d_ffn};
     case Role::kRouter:
-      return {mlp.n_experts, d_model};
+      return {mlp.n_experts, d_mid};
     case Role::kSharedGate:
     case Role::kSharedUp:
-      return {mlp.d_ffn_shared, d_model};
+      return {mlp.d_ffn_shared, d_mid};
     case Role::kSharedDown:
-      return {d_model, mlp.d_ffn_shared};
+      return {d_out, mlp.d_ffn_shared};
+    case Role::kAttnSkip:
+      return {d_mid, d_in};
+    case Role::kMlpSkip:
+      return {d_out, d_mid};
     default:
-      return {1, d_model};  // kSharedRouter
+      return {1, d_mid};  // kSharedRouter
   }
 }
 
@@ -200,6 +227,16 @@ std::vector<WeightId> weight_ids(const ModelDesc& model) {
   return ids;
 }
 
+int64_t count_parameters(const ModelDesc& model) {
+  int64_t total = 0;
+  for (const WeightId& id : weight_ids(model)) {
+    for (const Part part : {Part::kWeight, Part::kBias}) {
+      if (has_weight(model, id, part)) total += *element_count(part_shape(model, id, part));
+    }
+  }
+  return total;
+}
+
 Result<WeightStore> WeightStore::open(const std::string& path) {
   QUERN_ASSIGN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::open(path));
   return open(std::shared_ptr<const Checkpoint>(std::move(checkpoint)));
@@ -217,6 +254,11 @@ Result<WeightStore> WeightStore::open(std::shared_ptr<const Checkpoint> checkpoi
   auto packed = Packed::from_config(checkpoint->config(),
                                     [&](std::string_view name) { return checkpoint->find(name); });
   if (!packed) return tl::unexpected<Error>(in_context(std::move(packed).error(), path));
+  if (auto fits = check_form(packed->basis, *model); !fits) {
+    return tl::unexpected<Error>(in_context(fits.error(), path));
+  }
+  const ModelDesc original = *model;
+  *model = in_basis(original, packed->basis);
   if (auto fits = check_basis(packed->basis, *model); !fits) {
     return tl::unexpected<Error>(in_context(fits.error(), path));
   }
@@ -236,6 +278,7 @@ Result<WeightStore> WeightStore::open(std::shared_ptr<const Checkpoint> checkpoi
     return {};
   });
   if (!checked) return tl::unexpected<Error>(in_context(checked.error(), path));
+  store.n_original_ = store.model_ == original ? store.n_parameters_ : count_parameters(original);
   return store;
 }
 
@@ -253,7 +296,7 @@ const PackedTensor* WeightStore::coded(const WeightId& id) const {
 }
 
 std::string WeightStore::stored_name(const WeightId& id, Part part) const {
-  const WeightSource source = arch_->locate(model_, id, part);
+  const WeightSource source = place_of(*arch_, model_, id, part);
   if (is_whole(source, row_count(weight_shape(model_, id)))) return source.tensor;
   std::string_view stem = source.tensor, suffix;
   for (const std::string_view known : {std::string_view(".weight"), std::string_view(".bias")}) {
@@ -268,7 +311,7 @@ std::string WeightStore::stored_name(const WeightId& id, Part part) const {
 
 // A model that quern wrote keeps a weight that was cut out of a shared tensor under its own name.
 WeightSource WeightStore::locate(const WeightId& id, Part part) const {
-  WeightSource source = arch_->locate(model_, id, part);
+  WeightSource source = place_of(*arch_, model_, id, part);
   if (packed_.empty() || find(source) != nullptr) return source;
   WeightSource own;
   own.tensor = stored_name(id, part);

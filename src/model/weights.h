@@ -31,6 +31,7 @@ bool has_weight(const ModelDesc& model, const WeightId& id, Part part = Part::kW
 // lm_head.
 Status for_each_weight(const ModelDesc& model, const std::function<Status(const WeightId&)>& visit);
 std::vector<WeightId> weight_ids(const ModelDesc& model);
+int64_t count_parameters(const ModelDesc& model);  // biases included
 
 class WeightStore {
  public:
@@ -41,7 +42,9 @@ class WeightStore {
   const Arch& arch() const { return *arch_; }
   const ModelDesc& model() const { return model_; }
   const std::vector<WeightId>& weight_ids() const { return ids_; }
-  int64_t parameter_count() const { return n_parameters_; }  // biases included
+  // Biases included; and of the model before a change of basis gave it another form.
+  int64_t parameter_count() const { return n_parameters_; }
+  int64_t original_parameter_count() const { return n_original_; }
 
   bool exists(const WeightId& id, Part part = Part::kWeight) const {
     return has_weight(model_, id, part);
@@ -84,7 +87,7 @@ class WeightStore {
   ModelDesc model_;
   Packed packed_;
   std::vector<WeightId> ids_;
-  int64_t n_parameters_ = 0;
+  int64_t n_parameters_ = 0, n_original_ = 0;
   bool is_in_order_ = false;  // a directory of safetensors: bytes lie as read_rows gives them
 };
 

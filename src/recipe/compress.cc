@@ -69,7 +69,7 @@ class Compression {
     QUERN_TRY(announce());
     QUERN_TRY(code_ends_before());
     if (needs_streams_) {
-      streams_ = std::make_unique<Streams>(files_->desc(), corpus_, source_ends_, coded_ends_);
+      streams_ = std::make_unique<Streams>(fused_->desc(), corpus_, source_ends_, coded_ends_);
     }
     for (int layer = 0; layer < n_layers(); ++layer) QUERN_TRY(layer_step(layer));
     QUERN_TRY(code_head());
@@ -111,15 +111,14 @@ class Compression {
     QUERN_TRY(recipe_.check(files_->desc()));
     for (size_t i = 0; i < recipe_.transforms().size(); ++i) {
       basis_.begin_stage(static_cast<int>(i));
-      QUERN_TRY(
-          recipe_.transforms()[i]->plan(files_->desc(), options_.seed, basis_, result_.notes));
+      const ModelDesc desc = in_basis(files_->desc(), basis_);
+      QUERN_TRY(recipe_.transforms()[i]->plan(desc, options_.seed, basis_, result_.notes));
+      QUERN_TRY(check_form(basis_, files_->desc()));
     }
-    QUERN_TRY(check_basis(basis_, files_->desc()));
+    QUERN_TRY(check_basis(basis_, in_basis(files_->desc(), basis_)));
     fused_ = std::make_unique<FusedSource>(*files_, basis_);
     QUERN_ASSIGN(plan_, OutputPlan::make(*files_, recipe_, basis_));
     dense_ = std::make_unique<DenseTensors>(*files_, *fused_, plan_);
-    QUERN_ASSIGN(source_ends_, fused_->ends());
-    coded_ends_ = source_ends_;
     needs_streams_ = recipe_.needs_calibration();
     fitting_ = std::make_unique<Fitting>(*files_, recipe_, options_.seed, basis_);
     if (needs_streams_ && options_.given_corpus != nullptr) {
@@ -279,6 +278,16 @@ class Compression {
 
   Status code_ends_before() {
     const int step = 0;
+    std::shared_ptr<SafetensorsFile> file;
+    if (journal_->has(step)) {
+      QUERN_ASSIGN(file, journal_->read(step));
+      const auto restored = fitting_->restore_start(*file);
+      if (!restored) return damaged(step, restored.error().message);
+    } else {
+      QUERN_TRY(fitting_->fit_start(corpus_, result_.notes));
+    }
+    QUERN_ASSIGN(source_ends_, fused_->ends());
+    coded_ends_ = source_ends_;
     const WeightPlan& embedding = plan_.at({Role::kEmbed, -1, -1});
     if (!journal_->has(step)) {
       std::vector<OutputTensor> tensors;
@@ -293,15 +302,16 @@ class Compression {
         }
       }
       add_operators(basis_, BasisChange::kAllLayers, tensors);
+      for (OutputTensor& slice : fitting_->slices(-1)) tensors.push_back(std::move(slice));
       QUERN_TRY(finish_step(step, tensors, {{"matrices", reports}}));
     } else {
       QUERN_ASSIGN(const Json report, journal_->report(step));
       QUERN_TRY(record(step, report));
     }
     if (embedding.fate != Fate::kCoded) return {};
-    QUERN_ASSIGN(std::shared_ptr<SafetensorsFile> file, journal_->read(step));
+    QUERN_ASSIGN(file, journal_->read(step));
     QUERN_ASSIGN(coded_ends_.embed, reload(step, embedding, file));
-    if (files_->desc().tied_head) coded_ends_.head = coded_ends_.embed;
+    if (fused_->desc().tied_head) coded_ends_.head = coded_ends_.embed;
     return {};
   }
 
@@ -345,6 +355,7 @@ class Compression {
     }
     if (needs_streams_) QUERN_TRY(advance(layer, source, coded));
     add_operators(basis_, layer, tensors);
+    for (OutputTensor& slice : fitting_->slices(layer)) tensors.push_back(std::move(slice));
     report = {{"matrices", reports}, {"layer", layer}};
     if (recipe_.is_fitted()) report["fitted"] = fitting_->report(layer);
     if (needs_streams_) report["output_error"] = streams_->relative_error();

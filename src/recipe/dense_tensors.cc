@@ -31,16 +31,15 @@ DType dtype_of(const WeightPlan& weight, const float* values) {
 }  // namespace
 
 Status DenseTensors::add(const WeightPlan& weight, std::vector<OutputTensor>& out) const {
-  const Shape shape = files_.store().shape(weight.id);
+  const Shape shape = weight_shape(fused_.desc(), weight.id);
   QUERN_ASSIGN(const Matrix<float> values, fused_.weight(weight.id));
   out.push_back(dense_tensor(weight.name, dtype_of(weight, values.data()), shape, values.data()));
   return add_bias(weight, out);
 }
 
 Status DenseTensors::add_bias(const WeightPlan& weight, std::vector<OutputTensor>& out) const {
-  const WeightStore& store = files_.store();
-  if (!store.exists(weight.id, Part::kBias)) return {};
-  const std::string name = store.stored_name(weight.id, Part::kBias);
+  if (!has_weight(fused_.desc(), weight.id, Part::kBias)) return {};
+  const std::string name = files_.store().stored_name(weight.id, Part::kBias);
   if (plan_.copied().contains(name)) return {};
   QUERN_ASSIGN(const std::vector<float> bias, fused_.bias(weight.id));
   out.push_back(dense_tensor(name, dtype_of(weight, bias.data()),

@@ -10,6 +10,7 @@
 #include "calib/streams.h"
 #include "formats/safetensors.h"
 #include "model/model_files.h"
+#include "recipe/journal.h"
 #include "recipe/recipe.h"
 
 namespace quern {
@@ -25,12 +26,20 @@ class Fitting {
   // of the stages before it. `proceed` false: cancelled.
   Status fit(int layer, const Streams& streams, int64_t n_tokens,
              const std::function<bool()>& proceed, std::vector<std::string>& notes);
+  // Before the streams exist: where a sliced stream begins, from the original's embedding.
+  Status fit_start(const Corpus& corpus, std::vector<std::string>& notes);
+  // The directions that a layer's fit (-1: the start) keeps, which the journal alone holds.
+  std::vector<OutputTensor> slices(int layer) const;
   // What was fitted to a layer, without the data of BasisChange::tensors; and back again, from a
   // journal that something else may have damaged.
   Json report(int layer) const { return basis_.fitted_json(layer); }
   Status restore(int layer, const Json& report, const SafetensorsFile& file);
+  Status restore_start(const SafetensorsFile& file) { return restore_slices(-1, file); }
 
  private:
+  std::vector<int> places(int layer) const;
+  Status restore_slices(int layer, const SafetensorsFile& file);
+
   const ModelFiles& files_;
   const Recipe& recipe_;
   uint64_t seed_;

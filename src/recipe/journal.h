@@ -16,6 +16,9 @@
 
 namespace quern {
 
+// Tensors of a step whose names begin so are left out of the model.
+constexpr std::string_view kJournalOnly = "quern.journal.";
+
 struct OutputTensor {
   TensorSpec spec;
   AlignedVector<std::byte> bytes;

@@ -16,6 +16,12 @@ DType dense_dtype(const TensorInfo& tensor) {
   return tensor.dtype == DType::kF64 ? DType::kF32 : tensor.dtype;
 }
 
+// A weight of the source whose type one takes that the change of basis added.
+WeightId model_for_type(const WeightStore& store, const WeightId& id) {
+  if (store.exists(id)) return id;
+  return id.layer < 0 ? WeightId{Role::kEmbed} : WeightId{Role::kO, id.layer};
+}
+
 // Coded matrices alone may have their inputs rounded.
 Status plan_act(const ModelDesc& model, const Recipe& recipe, WeightPlan& weight) {
   weight.act = recipe.act_for(model, weight.id);
@@ -36,29 +42,30 @@ Status plan_act(const ModelDesc& model, const Recipe& recipe, WeightPlan& weight
 Result<OutputPlan> OutputPlan::make(const ModelFiles& source, const Recipe& recipe,
                                     const BasisChange& basis) {
   const WeightStore& store = source.store();
+  const ModelDesc desc = in_basis(source.desc(), basis);
   OutputPlan plan;
   bool has_act = false;
   std::set<std::string> broken_up;  // source tensors that do not survive as they are
-  for (const WeightId& id : store.weight_ids()) {
-    if (!store.exists(id)) {  // the bias of a tied head stands alone
+  for (const WeightId& id : weight_ids(desc)) {
+    if (!has_weight(desc, id)) {  // the bias of a tied head stands alone
       plan.copied_.insert(store.stored(id, Part::kBias).name);
       continue;
     }
     WeightPlan weight;
     weight.id = id;
-    const Shape shape = store.shape(id);
+    const Shape shape = weight_shape(desc, id);
     weight.n_out = shape.size() == 2 ? shape[0] : 1;
     weight.n_in = shape.back();
     weight.name = store.stored_name(id);
-    weight.dense_dtype = dense_dtype(store.stored(id));
+    weight.dense_dtype = dense_dtype(store.stored(model_for_type(store, id)));
     const bool can_be_coded = is_linear(id.role) || id.role == Role::kEmbed;
-    weight.solver = can_be_coded ? recipe.solver_for(source.desc(), id) : nullptr;
+    weight.solver = can_be_coded ? recipe.solver_for(desc, id) : nullptr;
     if (weight.solver != nullptr) {
       auto planes = weight.solver->codec().planes(weight.n_out, weight.n_in);
       if (!planes) return tl::unexpected(in_context(planes.error(), to_string(id)));
       weight.fate = Fate::kCoded;
-      QUERN_TRY(plan_act(source.desc(), recipe, weight));
-    } else if (is_changed(basis, id) || !store.is_in_order()) {
+      QUERN_TRY(plan_act(desc, recipe, weight));
+    } else if (is_changed(basis, id) || !store.exists(id) || !store.is_in_order()) {
       weight.fate = Fate::kDense;
     }
     if (weight.fate != Fate::kCopy) {

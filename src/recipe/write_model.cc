@@ -28,6 +28,7 @@ Result<std::vector<Piece>> gather(const ModelFiles& source, const OutputPlan& pl
   std::vector<Piece> pieces;
   for (const auto& step : steps) {
     for (const TensorInfo& tensor : step->tensors()) {
+      if (tensor.name.starts_with(kJournalOnly)) continue;
       const MappedFile& file = step->file();
       pieces.push_back({{tensor.name, tensor.dtype, tensor.shape},
                         tensor.bytes,

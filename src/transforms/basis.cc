@@ -100,7 +100,17 @@ void BasisChange::insert(Site site, Entry entry) {
   for (auto& [own_layer, chain] : at.own) chain = chain_of(own_layer);
 }
 
+void BasisChange::set_slice(int place, std::shared_ptr<const Matrix<double>> q) {
+  slices_[place] = std::move(q);
+}
+
+const Matrix<double>* BasisChange::slice(int place) const {
+  const auto found = slices_.find(place);
+  return found == slices_.end() ? nullptr : found->second.get();
+}
+
 bool BasisChange::empty() const {
+  if (!(form_ == StreamForm())) return false;
   for (int i = 0; i < kSites; ++i) {
     if (!empty(static_cast<Site>(i))) return false;
   }
@@ -121,6 +131,8 @@ BasisChange BasisChange::before_stage(int stage) const {
     }
   }
   part.stage_ = stage;
+  part.form_ = form_;
+  part.slices_ = slices_;
   return part;
 }
 
@@ -141,6 +153,11 @@ Json BasisChange::to_json() const {
       json[std::string(kSiteNames[i])].push_back(std::move(op));
     }
   }
+  Json form = Json::object();
+  if (form_.is_centred) form["norms"] = "rms";
+  if (form_.has_folded_ends) form["ends"] = "folded";
+  if (is_sliced()) form["widths"] = form_.widths;
+  if (!form.empty()) json["form"] = std::move(form);
   return json;
 }
 
@@ -155,13 +172,41 @@ Result<int64_t> claimed_size(const Json& op) {
   return std::max(size, heads) * (has_tables ? 16 : 1);
 }
 
+Result<StreamForm> read_form(const Json& json) {
+  if (!json.is_object()) return error("basis: form: expected an object, got {}", json.type_name());
+  StreamForm form;
+  for (const auto& item : json.items()) {
+    if (item.key() == "norms" && item.value() == "rms") {
+      form.is_centred = true;
+    } else if (item.key() == "ends" && item.value() == "folded") {
+      form.has_folded_ends = true;
+    } else if (item.key() == "widths" && item.value().is_array() &&
+               item.value().size() <= 2 * kMaxLayers + 1) {
+      for (size_t i = 0; i < item.value().size(); ++i) {
+        const Json one = {{"width", item.value()[i]}};
+        QUERN_ASSIGN(const int64_t width, json_int(one, "width", 1, kMaxOperatorSize));
+        form.widths.push_back(width);
+      }
+    } else {
+      return error("basis: form: '{}' is not known", item.key());
+    }
+  }
+  return form;
+}
+
 }  // namespace
 
 Result<BasisChange> BasisChange::from_json(const Json& json, const FindTensor& find) {
   if (!json.is_object()) return error("basis: expected an object, got {}", json.type_name());
   BasisChange basis;
   int64_t total = 0;
-  for (const auto& [name, list] : json.items()) {
+  for (const auto& item : json.items()) {
+    const std::string& name = item.key();
+    const Json& list = item.value();
+    if (name == "form") {
+      QUERN_ASSIGN(basis.form_, read_form(list));
+      continue;
+    }
     int i = 0;
     while (i < kSites && kSiteNames[i] != name) ++i;
     if (i == kSites) return error("basis: no site '{}'", name);

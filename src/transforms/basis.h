@@ -65,6 +65,24 @@ class Chain {
   std::vector<OperatorPtr> steps_;  // the same in fewer passes
 };
 
+// What a change of basis does to the shape of a model.
+struct StreamForm {
+  // LayerNorms before attention and MLP have become RMSNorms: their means are taken from the
+  // embedding and from what is written to the stream, their biases moved into those of the readers.
+  bool is_centred = false;
+  // The embedding and the head are in the stream's basis, which unties them; else the stream is
+  // changed behind the embedding and changed back before the final norm.
+  bool has_folded_ends = false;
+  // Widths of a sliced stream at its 2 n_layers + 1 places: before attention and before the MLP of
+  // each layer, and behind the last; that one is d_model. Empty: not sliced.
+  std::vector<int64_t> widths;
+  bool operator==(const StreamForm&) const = default;
+};
+// The place before attention of a layer; before its MLP; behind it.
+constexpr int place_in(int layer) { return 2 * layer; }
+constexpr int place_mid(int layer) { return 2 * layer + 1; }
+constexpr int place_out(int layer) { return 2 * layer + 2; }
+
 // Chains by site and layer, with an order of stages: what an earlier stage of a recipe adds stands
 // before what a later one adds, whichever is added first. kResidual has one chain for all layers.
 class BasisChange {
@@ -88,10 +106,18 @@ class BasisChange {
 
   bool is_expected(Site site) const { return is_expected_[static_cast<size_t>(site)]; }
 
+  StreamForm& form() { return form_; }
+  const StreamForm& form() const { return form_; }
+  bool is_sliced() const { return !form_.widths.empty(); }
+  // The directions that a place of a sliced stream keeps: Q [d_model, width], orthonormal columns;
+  // the stream there is h Q. Exists while a model is being changed; a file has it in its weights.
+  void set_slice(int place, std::shared_ptr<const Matrix<double>> q);
+  const Matrix<double>* slice(int place) const;
+
   bool empty() const;
   // Whether no layer has or will have an operator there.
   bool empty(Site site) const;
-  // Without what stages from `stage` on added, but for kResidual: of that all.
+  // Without what stages from `stage` on added, but for the residual stream: of that all.
   BasisChange before_stage(int stage) const;
   int last_layer() const;  // the highest layer with operators of its own; -1: none
 
@@ -124,6 +150,8 @@ class BasisChange {
 
   std::array<SiteEntries, kSites> sites_;
   std::array<bool, kSites> is_expected_{};
+  StreamForm form_;
+  std::map<int, std::shared_ptr<const Matrix<double>>> slices_;
   int stage_ = 0;
   Origin origin_ = Origin::kPlanned;
 };

@@ -2,10 +2,12 @@
 // Operators that are matrices: one for a whole stretch (dense), or one for each block of it.
 // A block diagonal whose blocks are all alike is `dense` of the block's size.
 //
-// The matrix is kept in single precision, as files hold it. Its inverse is computed in double when
+// A matrix is rounded to single precision, as files hold it, but for random orthogonal ones: the
+// stream's norm would notice the rounding. Its inverse is computed in double when
 // it is first asked for, which is where weights are folded: a runtime needs none, but to leave the
 // residual basis, and there an orthogonal matrix is turned back by its transpose.
 #include <mutex>
+#include <numeric>
 
 #include "base/random.h"
 #include "kernels/kernels.h"
@@ -22,12 +24,14 @@ constexpr double kOrthogonal = 1e-5;
 class Blocks final : public Operator {
  public:
   // blocks: [n_blocks, block, block]
-  Blocks(int64_t n_blocks, int64_t block, std::vector<float> blocks)
+  Blocks(int64_t n_blocks, int64_t block, std::vector<double> blocks)
       : n_blocks_(n_blocks), block_(block), matrix_(std::move(blocks)) {
     transposed_.resize(matrix_.size());
     for (int64_t b = 0; b < n_blocks_; ++b) {
       for (int64_t i = 0; i < block_; ++i) {
-        for (int64_t j = 0; j < block_; ++j) transposed_[at(b, j, i)] = matrix_[at(b, i, j)];
+        for (int64_t j = 0; j < block_; ++j) {
+          transposed_[at(b, j, i)] = static_cast<float>(matrix_[at(b, i, j)]);
+        }
       }
     }
   }
@@ -37,7 +41,7 @@ class Blocks final : public Operator {
   }
   int64_t size() const override { return n_blocks_ * block_; }
   void apply(float* x, int64_t count) const override { multiply(transposed_.data(), x, count); }
-  void apply(double* x, int64_t count) const override { multiply(transposed_.data(), x, count); }
+  void apply(double* x, int64_t count) const override { multiply_transposed(x, count); }
   void apply_inverse(float* x, int64_t count) const override {
     if (is_orthogonal()) {
       multiply(matrix_.data(), x, count);
@@ -61,8 +65,8 @@ class Blocks final : public Operator {
     return {{"op", "block_diagonal"}, {"size", size()}, {"block", block_}};
   }
   std::vector<OperatorTensor> tensors() const override {
-    if (n_blocks_ == 1) return {float_tensor("matrix", {block_, block_}, matrix_.data())};
-    return {float_tensor("blocks", {n_blocks_, block_, block_}, matrix_.data())};
+    if (n_blocks_ == 1) return {real_tensor("matrix", {block_, block_}, matrix_)};
+    return {real_tensor("blocks", {n_blocks_, block_, block_}, matrix_)};
   }
   // Fails where a block is singular.
   Status invert() const { return inverse().status; }
@@ -83,6 +87,18 @@ class Blocks final : public Operator {
       std::copy(y.begin(), y.end(), x + start);
     }
   }
+  // x_b <- x_b M^T, exactly
+  void multiply_transposed(double* x, int64_t count) const {
+    std::vector<double> y(static_cast<size_t>(block_));
+    for (int64_t start = 0; start < count; start += block_) {
+      const int64_t b = start / block_ % n_blocks_;
+      for (int64_t i = 0; i < block_; ++i) {
+        const double* row = matrix_.data() + at(b, i, 0);
+        y[static_cast<size_t>(i)] = std::inner_product(row, row + block_, x + start, 0.0);
+      }
+      std::copy(y.begin(), y.end(), x + start);
+    }
+  }
   void add(float s, const float* row, float* y) const { kernels().axpy(s, row, block_, y); }
   template <class T, class A>
   void add(T s, const A* row, T* y) const {
@@ -96,7 +112,7 @@ class Blocks final : public Operator {
     for (int probe = 0; probe < 4; ++probe) {
       for (double& value : x) value = random.gaussian();
       y = x;
-      multiply(transposed_.data(), y.data(), size());
+      multiply_transposed(y.data(), size());
       multiply(matrix_.data(), y.data(), size());
       double difference = 0, energy = 0;
       for (size_t j = 0; j < x.size(); ++j) {
@@ -138,24 +154,28 @@ class Blocks final : public Operator {
   }
 
   int64_t n_blocks_, block_;
-  std::vector<float> matrix_, transposed_;  // [n_blocks, block, block]
+  std::vector<double> matrix_;     // [n_blocks, block, block]
+  std::vector<float> transposed_;  // of each block
   mutable std::once_flag checked_, inverted_;
   mutable bool is_orthogonal_ = false;
   mutable Inverse inverse_;
 };
 
-Result<OperatorPtr> make(int64_t n_blocks, int64_t block, const double* values) {
-  std::vector<float> rounded(static_cast<size_t>(n_blocks * block * block));
-  std::transform(values, values + rounded.size(), rounded.begin(),
-                 [](double value) { return static_cast<float>(value); });
-  auto op = std::make_shared<Blocks>(n_blocks, block, std::move(rounded));
+Result<OperatorPtr> make(int64_t n_blocks, int64_t block, std::vector<double> values) {
+  auto op = std::make_shared<Blocks>(n_blocks, block, std::move(values));
   QUERN_TRY(op->invert());
   return op;
 }
 
+std::vector<double> rounded(const double* values, int64_t n) {
+  std::vector<double> result(values, values + n);
+  for (double& value : result) value = static_cast<double>(static_cast<float>(value));
+  return result;
+}
+
 Result<OperatorPtr> read_dense(const Json& json, const FindTensor& find) {
   QUERN_ASSIGN(const int64_t size, json_int(json, "size", 1, kMaxOperatorSize));
-  QUERN_ASSIGN(std::vector<float> matrix, read_floats(find, "matrix", {size, size}));
+  QUERN_ASSIGN(std::vector<double> matrix, read_reals(find, "matrix", {size, size}));
   return std::make_shared<Blocks>(1, size, std::move(matrix));
 }
 
@@ -163,8 +183,8 @@ Result<OperatorPtr> read_block_diagonal(const Json& json, const FindTensor& find
   QUERN_ASSIGN(const int64_t size, json_int(json, "size", 1, kMaxOperatorSize));
   QUERN_ASSIGN(const int64_t block, json_int(json, "block", 1, size));
   if (size % block != 0) return error("basis: blocks of {} do not divide {}", block, size);
-  QUERN_ASSIGN(std::vector<float> blocks,
-               read_floats(find, "blocks", {size / block, block, block}));
+  QUERN_ASSIGN(std::vector<double> blocks,
+               read_reals(find, "blocks", {size / block, block, block}));
   return std::make_shared<Blocks>(size / block, block, std::move(blocks));
 }
 
@@ -173,22 +193,23 @@ Result<OperatorPtr> read_block_diagonal(const Json& json, const FindTensor& find
 Result<OperatorPtr> make_dense(MatrixView<const double> matrix) {
   Matrix<double> copy(matrix.rows, matrix.cols);
   for (int64_t i = 0; i < matrix.rows; ++i) std::copy_n(matrix.row(i), matrix.cols, copy.row(i));
-  return make(1, matrix.rows, copy.data());
+  return make(1, matrix.rows, rounded(copy.data(), matrix.rows * matrix.cols));
 }
 
 Result<OperatorPtr> make_block_diagonal(std::span<const Matrix<double>> blocks) {
   const int64_t block = blocks[0].rows();
   std::vector<double> all;
   for (const Matrix<double>& one : blocks) {
-    all.insert(all.end(), one.data(), one.data() + block * block);
+    const std::vector<double> values = rounded(one.data(), block * block);
+    all.insert(all.end(), values.begin(), values.end());
   }
-  return make(static_cast<int64_t>(blocks.size()), block, all.data());
+  return make(static_cast<int64_t>(blocks.size()), block, std::move(all));
 }
 
 Result<OperatorPtr> make_random_orthogonal(int64_t size, uint64_t seed, uint64_t stream) {
   Random random(seed, stream);
-  const Matrix<double> matrix = random_orthogonal(size, random);
-  return make_dense(matrix.view());
+  const Matrix<double> q = random_orthogonal(size, random);
+  return make(1, size, std::vector<double>(q.data(), q.data() + size * size));
 }
 
 extern const OperatorInfo dense_operator_info, block_diagonal_operator_info;

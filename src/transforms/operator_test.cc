@@ -241,9 +241,8 @@ TEST(Operator, RefusesDataThatDoesNotFit) {
     Stored typed(*c.op);
     typed.infos()[0].dtype = DType::kU32;
     EXPECT_FALSE(read_operator(json, typed.find())) << c.name << " with a wrong type";
-    Stored damaged(*c.op);  // NaN in floats, far too large as an index
-    std::fill_n(damaged.edit()[0].bytes.data(), 4, std::byte{0x7f});
-    std::fill_n(damaged.edit()[0].bytes.data() + 2, 2, std::byte{0xff});
+    Stored damaged(*c.op);  // NaN in floats, -1 as an index
+    std::fill_n(damaged.edit()[0].bytes.data(), 8, std::byte{0xff});
     EXPECT_FALSE(read_operator(json, damaged.find())) << c.name << " with damaged values";
     Json larger = json;
     larger["size"] = 2 * c.op->size();

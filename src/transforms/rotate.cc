@@ -3,9 +3,10 @@
 // outliers over all channels and leave the function of the network unchanged.
 //
 //   residual  x <- (s o x) H / sqrt(d): q, k, v, gate, up read it, o and down write it. RMSNorm
-//             commutes with it once its gain is folded into its readers. The embedding and the
-//             head keep their own basis: two online transforms of d_model values a token, at both
-//             ends of the model, cost less than untying them would (one more [n_vocab, d_model]).
+//             commutes with it once its gain is folded into its readers, and LayerNorm once the
+//             stream has no mean. The embedding and the head keep their own basis: two online
+//             transforms of d_model values a token, at both ends of the model, cost less than
+//             untying them would (one more [n_vocab, d_model]); ends=folded does as published.
 //   value     within each KV head: v writes it, o reads it. Nothing online.
 //   heads     across the heads of o's input, online: Had_heads (x) I on top of `value`.
 //   qk        query and key after RoPE, online; scores are unchanged. Only a quantized KV cache
@@ -13,7 +14,7 @@
 //   ffn       input of down, online.
 //
 // kind=rht draws random signs before each Hadamard (one vector per site, the same in all layers);
-// kind=hadamard does without.
+// kind=hadamard does without. haar and dct put another matrix in its place, except across heads.
 #include <bit>
 
 #include "base/check.h"
@@ -25,9 +26,12 @@ namespace {
 using spec::ParamKind;
 
 constexpr spec::ParamSpec kParams[] = {
-    {"kind", ParamKind::kChoice, "rht", 0, 0, "rht|hadamard", "with random signs or without"},
+    {"kind", ParamKind::kChoice, "rht", 0, 0, "rht|hadamard|haar|dct",
+     "Hadamard with random signs, without; a random orthogonal matrix; cosines"},
     {"sites", ParamKind::kSet, "residual+value+heads+ffn", 0, 0, "residual|value|heads|qk|ffn",
      "where to rotate"},
+    {"ends", ParamKind::kChoice, "online", 0, 0, "online|folded",
+     "the ends of the model turn the stream while they run, or are untied and hold it turned"},
 };
 
 constexpr int64_t kSmallestBlock = 8;  // below this a block transform spreads nothing
@@ -53,6 +57,7 @@ class Rotate final : public Transform {
       if (reason.empty()) reason = add(model, site, seed, basis, notes);
       if (reason.empty()) {
         ++done;
+        if (site == Site::kResidual) shape_stream(model, basis.form());
       } else {
         notes.push_back(
             fmt::format("rotate: site {} is left as it is: {}", site_name(site), reason));
@@ -66,6 +71,15 @@ class Rotate final : public Transform {
   }
 
  private:
+  void shape_stream(const ModelDesc& model, StreamForm& form) const {
+    for (const LayerDesc& layer : model.layers) {
+      const bool has_mean =
+          layer.attn_norm.kind == NormKind::kLayer || layer.mlp_norm.kind == NormKind::kLayer;
+      form.is_centred = form.is_centred || has_mean;
+    }
+    if (params_.word("ends") == "folded") form.has_folded_ends = true;
+  }
+
   // Why a site of this model cannot be rotated; empty if it can.
   static std::string obstacle(const ModelDesc& model, Site site) {
     const LayerDesc& first = model.layers[0];
@@ -78,9 +92,12 @@ class Rotate final : public Transform {
                                     layer.attention.n_heads == first.attention.n_heads);
       if (!is_same) return "layers differ in size";
       if (site != Site::kResidual) continue;
-      if (layer.attn_norm.kind != NormKind::kRms || layer.mlp_norm.kind != NormKind::kRms) {
-        return "its LayerNorm does not commute with a rotation (it would have to become an RMSNorm "
-               "first)";
+      if (layer.is_sliced()) return "each place of a sliced stream has its own basis already";
+      for (const NormDesc& norm : {layer.attn_norm, layer.mlp_norm}) {
+        if (norm.kind == NormKind::kNone) return "a layer reads the stream without a norm";
+      }
+      if (layer.mlp_norm.has_bias && layer.mlp.n_experts > 0) {
+        return "the bias of a norm before a router of experts has nowhere to go";
       }
       if (layer.attn_post_norm.kind != NormKind::kNone ||
           layer.mlp_post_norm.kind != NormKind::kNone) {
@@ -102,6 +119,17 @@ class Rotate final : public Transform {
     const int64_t size = site == Site::kResidual ? model.d_model
                          : site == Site::kFfn    ? model.layers[0].mlp.d_ffn
                                                  : attention.d_head;
+    if (params_.word("kind") == "dct") {
+      if (size > kMaxDctSize) return "too many values for a DCT";
+      basis.add(site, make_dct(size));
+      return {};
+    }
+    if (params_.word("kind") == "haar") {
+      auto haar = make_random_orthogonal(size, seed, static_cast<uint64_t>(site));
+      if (!haar) return haar.error().message;
+      basis.add(site, std::move(*haar));
+      return {};
+    }
     auto op = make_hadamard(size);
     if (!op) {
       const auto block = static_cast<int64_t>(1) << std::countr_zero(static_cast<uint64_t>(size));

@@ -49,6 +49,12 @@ class LayerView {
   virtual int layer() const = 0;
   // Of a site that `needs` named; null where no row reached it.
   virtual const SiteStatistics* statistics(Site site) const = 0;
+  // Mean x^T x [d_model, d_model] of a sliced stream at a place (transforms/basis.h) of this layer,
+  // in the original coordinates, behind all slices that the transform has set; for layer() -1 at
+  // place 0.
+  virtual Result<Matrix<double>> stream_moment(int /*place*/) const {
+    return error("this view shows no stream");
+  }
   // The weight [n_out, n_in] as it reads and writes that basis; `expert` -1: the dense MLP's.
   virtual Result<Matrix<float>> weight(Role role, int expert = -1) const = 0;
 };
@@ -64,9 +70,11 @@ class Transform {
                       std::vector<std::string>& notes) const = 0;
 
   virtual bool is_fitted() const { return false; }
+  virtual bool slices() const { return false; }  // cuts directions off the stream
   // What `fit` reads of a layer, each site once.
   virtual std::vector<StatisticsNeed> needs(const ModelDesc&, int /*layer*/) const { return {}; }
   // Adds this layer's operators (BasisChange::add with its index) at sites that `plan` declared.
+  // One that slices the stream is called with layer -1 first, for its beginning.
   // Must depend on the view and the seed alone. Fails on what no operator could repair.
   virtual Status fit(const LayerView&, uint64_t /*seed*/, BasisChange&,
                      std::vector<std::string>& /*notes*/) const {

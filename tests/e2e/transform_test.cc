@@ -85,6 +85,7 @@ TEST(Transforms, ThatAreFittedLeaveTheLogitsOfEveryFixture) {
     expect_same_function(name, "smooth(sites=attn_in+heads+mlp_in+ffn)", kRounded);
     expect_same_function(name, "smooth(0.85, weights=none) | sort | rotate", kRounded);
     expect_same_function(name, "awq(int(3, group=16), points=3, rows=20)", kRounded);
+    expect_same_function(name, "sort | rotate(ends=folded)", kRounded);
   }
 }
 
