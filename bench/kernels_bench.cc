@@ -314,6 +314,64 @@ void panels(benchmark::State& state, std::string_view codec) {
   state.counters["weights/s"] = rate(static_cast<double>(tile.rows * kIn));
 }
 
+// A coded matrix past the second cache meets rows whose rounding `how` says: "exact", "int8", or a
+// quantizer of activations. All with the rounding of the input.
+void product(benchmark::State& state, const std::string& codec, const std::string& how,
+             int64_t n_rows) {
+  constexpr int64_t kOut = 2048, kIn = 4096;
+  std::shared_ptr<const ActRounding> rounding;
+  if (how != "exact" && how != "int8") {
+    rounding = std::make_shared<ActRounding>(ActRounding{*make_act(how), {}});
+  }
+  const bool is_float =
+      how == "exact" || (rounding != nullptr && rounding->act->form() == ActForm::kValues);
+  auto weight =
+      synthetic_linear(codec, kOut, kIn, 1, is_float ? Activations::kExact : Activations::kInt8);
+  weight->rounding = rounding;
+  const AlignedVector<float> x = gaussian(n_rows * kIn, 2);
+  Matrix<float> y(n_rows, kOut);
+  for (auto _ : state) {
+    linear(*weight, {x.data(), n_rows, kIn, kIn}, y.view());
+    benchmark::ClobberMemory();
+  }
+  state.counters["operations/s"] = rate(2.0 * kOut * kIn * static_cast<double>(n_rows));
+}
+
+// A row of activations rounded for groups of 128 weights, in the first cache.
+void round_row(benchmark::State& state, const std::string& how) {
+  constexpr int64_t kIn = 4096, kGroup = 128;
+  const auto act = how == "int8" ? nullptr : *make_act(how);
+  const AlignedVector<float> x = gaussian(kIn, 2);
+  AlignedVector<int8_t> levels(kIn);
+  std::vector<float> scales(kIn / kGroup);
+  std::vector<int32_t> offsets(kIn / kGroup);
+  for (auto _ : state) {
+    if (act == nullptr) {
+      kernels().quantize_row(x.data(), kIn, kGroup, levels.data(), scales.data(), offsets.data());
+    } else {
+      act->levels(x.data(), kIn, {}, {kGroup, levels.data(), scales.data(), offsets.data()});
+    }
+    benchmark::ClobberMemory();
+  }
+  state.counters["values/s"] = rate(static_cast<double>(kIn));
+}
+
+void register_rounded() {
+  for (const std::string how : {"int8", "int(8)", "int(4, clip=0.9)", "int(4, sym=false)"}) {
+    benchmark::RegisterBenchmark(fmt::format("round_row/{}", how).c_str(),
+                                 [how](auto& state) { round_row(state, how); });
+  }
+  for (const std::string codec : {"int(8, group=0)", "int(4)"}) {
+    for (const std::string how :
+         {"exact", "int8", "int(8)", "int(4, clip=0.9)", "int(4, sym=false)", "fp8"}) {
+      for (const int64_t n_rows : {1, 256}) {
+        benchmark::RegisterBenchmark(fmt::format("product/{}/{}/{}", codec, how, n_rows).c_str(),
+                                     [=](auto& state) { product(state, codec, how, n_rows); });
+      }
+    }
+  }
+}
+
 void register_codecs() {
   for (const CodecInfo& info : codecs()) {
     for (const std::string_view text : info.examples) {
@@ -339,6 +397,7 @@ void register_all() {
     register_rows(kernels(isa), suffix);
     register_cholesky(kernels(isa), suffix);
   }
+  register_rounded();
   register_codecs();
   benchmark::RegisterBenchmark("attend", attention)
       ->ArgNames({"queries", "context"})
