@@ -7,6 +7,9 @@
 #include "codecs/codec.h"
 #include "codecs/measure.h"
 #include "model/archs/arch.h"
+#include "model/fuse.h"
+#include "model/model_files.h"
+#include "model/synthetic.h"
 #include "recipe/presets.h"
 #include "solvers/solver.h"
 #include "transforms/transform.h"
@@ -56,6 +59,50 @@ Json everything() {
           {"solvers", rows_json(solvers())},
           {"recipes", std::move(recipes_json)},
           {"architectures", std::move(archs_json)}};
+}
+
+// What a transform at its defaults leaves online in a model.
+Json cost_json(const TransformInfo& info, const ModelDesc& model) {
+  const auto call = spec::parse_call(info.name);
+  const auto params = call ? spec::Params::bind(*call, info.params)
+                           : Result<spec::Params>(tl::unexpected(call.error()));
+  if (!params) return {{"reason", params.error().message}};
+  const auto transform = info.make(*params);
+  if (!transform) return {{"reason", transform.error().message}};
+  BasisChange basis;
+  std::vector<std::string> notes;
+  const Status planned = (*transform)->plan(model, 0, basis, notes);
+  if (!planned) return {{"reason", planned.error().message}};
+  const OnlineCost cost = online_cost(basis, model);
+  return {{"online_flops", cost.flops},
+          {"online_bytes", cost.bytes},
+          {"fitted", (*transform)->is_fitted()},
+          {"notes", notes}};
+}
+
+Status add_costs(const std::string& model, Json& rows) {
+  const auto shape = shape_desc(model);
+  ModelDesc desc;
+  if (shape) {
+    desc = *shape;
+  } else {
+    QUERN_ASSIGN(const auto files, ModelFiles::open(model));
+    desc = files->desc();
+  }
+  for (Json& row : rows) {
+    row["cost"] = cost_json(*find_transform(row["name"].get<std::string>()), desc);
+  }
+  return {};
+}
+
+void print_cost(const Json& cost) {
+  if (cost.contains("reason")) {
+    fmt::print("  {:18}   {}\n", "", cost["reason"].get<std::string>());
+    return;
+  }
+  fmt::print("  {:18}   online: {} operations and {} bytes a token{}\n", "",
+             cost["online_flops"].get<int64_t>(), cost["online_bytes"].get<int64_t>(),
+             cost["fitted"].get<bool>() ? ", and what is fitted and does not fold" : "");
 }
 
 // Codes Gaussian numbers with the named codec, or with every example of every codec.
@@ -117,7 +164,7 @@ Action declare_list(CLI::App& app) {
     bool json = false;
     bool measure = false;
     bool csv = false;
-    std::string spec;
+    std::string spec, model;
     int64_t size = 1024;
   };
   const auto o = std::make_shared<Options>();
@@ -131,11 +178,14 @@ Action declare_list(CLI::App& app) {
   app.add_option("--size", o->size, "rows and columns of the matrix that is measured")
       ->check(CLI::Range(int64_t{16}, int64_t{1} << 15))
       ->capture_default_str();
+  app.add_option("--model", o->model,
+                 "a model or the name of a shape: the cost of each transform in it");
   app.add_flag("--csv", o->csv, "comma-separated measures");
   add_json(app, o->json);
   return [o]() -> Status {
     if (o->measure || !o->spec.empty()) return list_measures(o->spec, o->size, o->json, o->csv);
-    const Json all = everything();
+    Json all = everything();
+    if (!o->model.empty()) QUERN_TRY(add_costs(o->model, all["transforms"]));
     if (o->json) {
       fmt::print("{}\n", (o->what.empty() ? all : all[o->what]).dump(1));
       return {};
@@ -146,6 +196,7 @@ Action declare_list(CLI::App& app) {
       for (const Json& row : rows) {
         fmt::print("  {:18} {}\n", row["name"].get<std::string>(),
                    row["summary"].get<std::string>());
+        if (row.contains("cost")) print_cost(row["cost"]);
         for (const Json& param : row["params"]) {
           fmt::print("  {:18}   {}{}{}\n", "", param["accepts"].get<std::string>(),
                      param["help"].get<std::string>().empty() ? "" : ": ",

@@ -160,6 +160,35 @@ OnlineOperators online_operators(const BasisChange& basis, const ModelDesc& mode
           online(Site::kFfn)};
 }
 
+OnlineCost online_cost(const BasisChange& basis, const ModelDesc& model) {
+  const ModelDesc changed = in_basis(model, basis);
+  OnlineCost cost;
+  const auto add = [&](const Chain& chain, int64_t count, int64_t times = 1) {
+    cost.flops += times * chain.flops(count);
+    cost.bytes += chain.bytes();
+  };
+  for (size_t i = 0; i < changed.layers.size(); ++i) {
+    const LayerDesc& layer = changed.layers[i];
+    const AttentionDesc& a = layer.attention;
+    const OnlineOperators online = online_operators(basis, changed, static_cast<int>(i));
+    const int64_t d_in = changed.width_in(layer), d_mid = changed.width_mid(layer);
+    add(online.attn_in, d_in);
+    add(online.mlp_in, d_mid);
+    add(online.heads, a.n_heads * a.d_head);
+    add(online.qk, (a.n_heads + a.n_kv_heads) * a.d_head);
+    add(online.ffn, layer.mlp.d_ffn, layer.mlp.n_experts > 0 ? layer.mlp.top_k : 1);
+    if (!layer.is_sliced()) continue;
+    const int64_t weights = changed.width_out(layer) * d_mid + (layer.parallel ? 0 : d_mid * d_in);
+    cost.flops += 2 * weights;
+    cost.bytes += 2 * weights;  // in halves
+  }
+  if (!basis.form().has_folded_ends) {
+    add(basis.at(Site::kResidual), model.d_model, 2);
+    if (basis.form().is_centred) cost.flops += 2 * model.d_model;
+  }
+  return cost;
+}
+
 ModelDesc in_basis(const ModelDesc& model, const BasisChange& basis) {
   ModelDesc changed = model;
   const StreamForm& form = basis.form();

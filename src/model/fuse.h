@@ -28,6 +28,13 @@ struct OnlineOperators {
 };
 OnlineOperators online_operators(const BasisChange& basis, const ModelDesc& model, int layer);
 
+// What runs online for one token: operations, and bytes of operators and matrices that are read. Of
+// what is fitted later only matrices past attention and MLP are counted. `model`: the original's.
+struct OnlineCost {
+  int64_t flops = 0, bytes = 0;
+};
+OnlineCost online_cost(const BasisChange& basis, const ModelDesc& model);
+
 // The description of a model in a basis: norms, biases, ties and widths may change.
 ModelDesc in_basis(const ModelDesc& model, const BasisChange& basis);
 

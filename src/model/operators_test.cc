@@ -204,6 +204,22 @@ TEST(Operators, ADiagonalThatDiffersBetweenHeadsOfAGroupRunsOnline) {
   EXPECT_TRUE(is_changed(basis, {Role::kO, 0}));
 }
 
+TEST(Operators, CostsAreThoseOfWhatRunsOnline) {
+  const Fixture fixture = open_fixture("llama");  // d_model 32, 2 layers, d_ffn 48
+  const ModelDesc& model = fixture.model();
+  BasisChange basis;
+  EXPECT_EQ(online_cost(basis, model).flops, 0);
+  basis.add(Site::kAttnIn, diagonal(model.d_model, 1));  // folds
+  basis.add(Site::kFfn, 1, dense(model.layers[1].mlp.d_ffn, 1));
+  const int64_t f = model.layers[1].mlp.d_ffn;
+  EXPECT_EQ(online_cost(basis, model).flops, 2 * f * f);
+  EXPECT_EQ(online_cost(basis, model).bytes, 4 * f * f);
+  basis.add(Site::kResidual, make_signs(model.d_model, 1, 1));
+  EXPECT_EQ(online_cost(basis, model).flops, 2 * f * f + 2 * model.d_model);
+  basis.form().has_folded_ends = true;
+  EXPECT_EQ(online_cost(basis, model).flops, 2 * f * f);
+}
+
 TEST(Operators, AnEarlierStageStandsBeforeALaterOne) {
   BasisChange basis;
   basis.begin_stage(1);

@@ -7,6 +7,7 @@
 
 #include "base/random.h"
 #include "eval/evaluate.h"
+#include "model/changed_model.h"
 #include "model/model.h"
 #include "recipe/compress.h"
 #include "scratch.h"
@@ -86,6 +87,55 @@ TEST(Transforms, ThatAreFittedLeaveTheLogitsOfEveryFixture) {
     expect_same_function(name, "smooth(0.85, weights=none) | sort | rotate", kRounded);
     expect_same_function(name, "awq(int(3, group=16), points=3, rows=20)", kRounded);
     expect_same_function(name, "sort | rotate(ends=folded)", kRounded);
+  }
+}
+
+bool is_cut_by_slice(const std::string& name) { return name != "gemma2"; }
+
+TEST(Transforms, SliceOfNothingLeavesTheLogits) {
+  for (const std::string& name : fixtures()) {
+    if (is_cut_by_slice(name)) expect_same_function(name, "slice(0)", kRounded);
+  }
+}
+
+// The runtime against the reference forward, on the written model: widths, divisors, what goes
+// past.
+TEST(Transforms, ASlicedModelRunsAsItsDescriptionSays) {
+  for (const std::string& name : fixtures()) {
+    if (!is_cut_by_slice(name)) continue;
+    const ScratchFolder scratch;
+    const std::string recipe = "slice(0.4, multiple=4) | sort | rotate(sites=value+ffn)";
+    const auto result = compress(small(fixture(name), scratch / "out", recipe));
+    ASSERT_TRUE(result.has_value()) << name << ": " << result.error().message;
+    const auto store = WeightStore::open(scratch / "out");
+    ASSERT_TRUE(store.has_value()) << store.error().message;
+    const ModelDesc& desc = store->model();
+    EXPECT_LT(desc.width_embed(), desc.d_model) << name;
+    Random random(5);
+    std::vector<int32_t> ids;
+    for (int i = 0; i < 24; ++i) {
+      ids.push_back(static_cast<int32_t>(random.below(static_cast<uint64_t>(desc.n_vocab))));
+    }
+    const auto weights = *DenseWeights<float>::load(*store);
+    const Matrix<float> expected =
+        reference_logits(desc, weights, ids, online_hooks<float>(desc, store->packed().basis));
+    EXPECT_LT(distance(logits_of(scratch / "out"), expected), 1e-4) << name;
+  }
+}
+
+TEST(Transforms, ASlicedModelIsCodedOnTop) {
+  for (const char* name : {"llama", "gpt2", "gpt_neox", "qwen2_moe"}) {
+    const ScratchFolder scratch;
+    const std::string recipe =
+        "slice(0.25) | rotate(sites=value+ffn) | rtn(int(8)) @ embed | ldlq(int(8, group=8))";
+    const auto result = compress(small(fixture(name), scratch / "out", recipe));
+    ASSERT_TRUE(result.has_value()) << name << ": " << result.error().message;
+    EXPECT_LT(result->output_error, 1e-2) << name;
+    const auto files = ModelFiles::open(scratch / "out");
+    ASSERT_TRUE(files.has_value());
+    EXPECT_LT((*files)->n_stored_params(), 2 * (*files)->n_params());
+    EXPECT_EQ((*files)->store().checkpoint().find("quern.journal.slice.0"), nullptr);
+    EXPECT_GT(logits_of(scratch / "out").rows(), 0);
   }
 }
 
