@@ -77,15 +77,21 @@ ModelDesc small_model() {
   layer.attention.n_kv_heads = 2;
   layer.attention.d_head = 8;
   layer.mlp.d_ffn = 48;
+  layer.attn_norm.kind = layer.mlp_norm.kind = NormKind::kRms;
   model.layers = {layer, layer};
   return model;
 }
 
 void use_basis(const BasisChange& basis, const ModelDesc& model) {
-  const std::pair<Site, int64_t> sites[] = {
-      {Site::kResidual, 32}, {Site::kValue, 8},   {Site::kHeads, 32}, {Site::kQk, 8},
-      {Site::kFfn, 48},      {Site::kAttnIn, 32}, {Site::kMlpIn, 32}};
   for (int layer = 0; layer < 2; ++layer) {
+    const LayerDesc& desc = model.layers[static_cast<size_t>(layer)];
+    const std::pair<Site, int64_t> sites[] = {{Site::kResidual, 32},
+                                              {Site::kValue, 8},
+                                              {Site::kHeads, 32},
+                                              {Site::kQk, 8},
+                                              {Site::kFfn, 48},
+                                              {Site::kAttnIn, model.width_in(desc)},
+                                              {Site::kMlpIn, model.width_mid(desc)}};
     for (const auto& [site, size] : sites) {
       std::vector<float> x(static_cast<size_t>(size), 1.0f);
       basis.at(site, layer).apply(x.data(), size);
@@ -122,7 +128,10 @@ void try_config(const Json& config) {
   const FindTensor find = [](std::string_view name) { return planes.find(name); };
   const auto packed = Packed::from_config(config, find);
   if (!packed || packed->empty()) return;
-  if (check_basis(packed->basis, model)) use_basis(packed->basis, model);
+  if (check_form(packed->basis, model)) {
+    const ModelDesc changed = in_basis(model, packed->basis);
+    if (check_basis(packed->basis, changed)) use_basis(packed->basis, changed);
+  }
   for (const auto& [name, tensor] : packed->tensors) use_tensor(name, tensor);
   const Json printed = packed->to_json();
   const auto again = Packed::from_config({{"quantization_config", printed}}, find);
