@@ -99,7 +99,24 @@ class Blocks final : public Operator {
       std::copy(y.begin(), y.end(), x + start);
     }
   }
-  void add(float s, const float* row, float* y) const { kernels().axpy(s, row, block_, y); }
+  // Floats go through the kernel that keeps several stretches in registers: the same sums.
+  void multiply(const float* a, float* x, int64_t count) const {
+    constexpr int64_t kRows = 32;
+    const int64_t n_rows = count / size();
+    AlignedVector<float> y(static_cast<size_t>(std::min(kRows, n_rows) * block_));
+    for (int64_t first = 0; first < n_rows; first += kRows) {
+      const int64_t rows = std::min(kRows, n_rows - first);
+      for (int64_t b = 0; b < n_blocks_; ++b) {
+        float* from = x + first * size() + b * block_;
+        std::fill(y.begin(), y.end(), 0.0f);
+        kernels().axpy_rows(from, size(), rows, a + at(b, 0, 0), block_, block_, block_, y.data(),
+                            block_);
+        for (int64_t i = 0; i < rows; ++i) {
+          std::copy_n(y.data() + i * block_, block_, from + i * size());
+        }
+      }
+    }
+  }
   template <class T, class A>
   void add(T s, const A* row, T* y) const {
     for (int64_t j = 0; j < block_; ++j) y[j] += static_cast<T>(s * row[j]);
