@@ -11,6 +11,11 @@ void copy_rows(const Matrix<float>& from, int64_t first, int64_t n, Matrix<float
   std::copy_n(from.row(first), n * from.cols(), to.data());
 }
 
+std::shared_ptr<const KvRecipe> exact_cache() {
+  static const auto recipe = std::make_shared<const KvRecipe>(KvRecipe::plain(DType::kF32));
+  return recipe;
+}
+
 }  // namespace
 
 Streams::Streams(const ModelDesc& model, const Corpus& corpus, const EndWeights& source,
@@ -31,7 +36,7 @@ Streams::Streams(const ModelDesc& model, const Corpus& corpus, const EndWeights&
 void Streams::run_sample(int layer, const LayerWeights& weights, MatrixView<float> h,
                          LayerTap* tap) const {
   const AttentionDesc& attention = model_.layers[static_cast<size_t>(layer)].attention;
-  LayerKv kv({attention.n_kv_heads, attention.d_head}, h.rows, DType::kF32);
+  LayerKv kv({attention.n_kv_heads, attention.d_head}, h.rows, exact_cache());
   const SequenceRows rows{&kv, 0, h.rows, h.rows};
   forward_layer({&model_, &rope_, layer}, weights, {&rows, 1}, h, tap);
 }

@@ -81,6 +81,7 @@ Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed
   return {{"model", valid_utf8(o.shape.empty() ? o.model : o.shape)},
           {"codec", codec_names(model)},
           {"activations", activations_text(o, model)},
+          {"kv", o.speed.kv.text},
           {"isa", isa_name(best_isa())},
           {"threads", thread_count()},
           {"n_prompt", o.speed.n_prompt},
@@ -230,6 +231,7 @@ Action declare_bench(CLI::App& app) {
       ->check(CLI::Range(1, 1000));
   app.add_option("-s,--seed", o->speed.seed, "seed of the random prompt");
   add_activations(app, o->synthetic.activations);
+  add_kv(app, o->speed.kv);
   add_threads(app);
   add_json(app, o->json);
   app.footer(

@@ -65,6 +65,18 @@ void add_json(CLI::App& app, bool& json) {
   app.add_flag("--json", json, "machine-readable output");
 }
 
+void add_kv(CLI::App& app, KvRecipe& kv) {
+  const auto parse = [&kv](const std::string& text) {
+    auto recipe = KvRecipe::parse(text);
+    if (!recipe) throw CLI::ValidationError("--kv", recipe.error().message);
+    kv = *std::move(recipe);
+  };
+  app.add_option_function<std::string>("--kv,--cache-type", parse,
+                                       "how keys and values are kept: f16, f32, q8, q4, kivi-2bit, "
+                                       "..., or kv(k=int(4), v=int(4))")
+      ->default_str("f16");
+}
+
 bool interrupted() { return interrupt_count > 0; }
 
 void watch_interrupts() {

@@ -35,6 +35,7 @@ void add_model(CLI::App& app, std::string& model);              // positional or
 void add_threads(CLI::App& app);                                // -t, applied by parsing
 void add_activations(CLI::App& app, Activations& activations);  // --activations, int8 unless given
 void add_json(CLI::App& app, bool& json);
+void add_kv(CLI::App& app, KvRecipe& kv);  // --kv
 // --text, --ctx, --windows, --protocol
 void add_evaluation(CLI::App& app, std::string& text, EvalOptions& options);
 

@@ -30,6 +30,7 @@ Action declare_eval(CLI::App& app) {
   app.add_option("--base", o->base, "model to measure the divergence from");
   add_evaluation(app, o->text, o->eval);
   add_activations(app, o->activations);
+  add_kv(app, o->eval.kv);
   add_threads(app);
   add_json(app, o->json);
   app.footer("Example:\n  quern eval out --text wiki.txt --ctx 1024 --base models/tiny --json");
@@ -58,6 +59,8 @@ Action declare_eval(CLI::App& app) {
       json["linear_bpw"] = files.linear_bpw();
       json["protocol"] = protocol_name(o->eval.protocol);
       json["ctx"] = o->eval.n_ctx;
+      json["kv"] = o->eval.kv.text;
+      json["kv_bits"] = o->eval.kv.bits(model->desc().layers[0].attention.d_head);
       json["text"] = o->text.empty() ? "bundled" : valid_utf8(o->text);
       fmt::print("{}\n", json.dump());
       return {};

@@ -6,6 +6,7 @@
 #include "cli/command.h"
 #include "codecs/codec.h"
 #include "codecs/measure.h"
+#include "kvcache/kv_recipe.h"
 #include "model/archs/arch.h"
 #include "model/fuse.h"
 #include "model/model_files.h"
@@ -53,11 +54,20 @@ Json everything() {
                             {"text", preset.text},
                             {"params", Json::array()}});
   }
+  Json caches_json = Json::array();
+  for (const KvPreset& preset : kv_presets()) {
+    caches_json.push_back({{"name", preset.name},
+                           {"summary", preset.summary},
+                           {"text", preset.text},
+                           {"params", Json::array()}});
+  }
   return {{"codecs", rows_json(codecs())},
           {"transforms", rows_json(transforms())},
           {"activations", rows_json(act_quantizers())},
           {"solvers", rows_json(solvers())},
           {"recipes", std::move(recipes_json)},
+          {"kv", rows_json(kv_codecs())},
+          {"caches", std::move(caches_json)},
           {"architectures", std::move(archs_json)}};
 }
 
@@ -168,10 +178,12 @@ Action declare_list(CLI::App& app) {
     int64_t size = 1024;
   };
   const auto o = std::make_shared<Options>();
-  app.add_option("WHAT", o->what,
-                 "codecs, transforms, activations, solvers, recipes or architectures; default: all")
-      ->check(CLI::IsMember(
-          {"codecs", "transforms", "activations", "solvers", "recipes", "architectures"}));
+  app.add_option(
+         "WHAT", o->what,
+         "codecs, transforms, activations, solvers, recipes, kv (codecs of caches), caches or "
+         "architectures; default: all")
+      ->check(CLI::IsMember({"codecs", "transforms", "activations", "solvers", "recipes", "kv",
+                             "caches", "architectures"}));
   app.add_flag("--measure", o->measure,
                "code Gaussian numbers with every codec: bits, error, speed");
   app.add_option("--codec", o->spec, "measure this codec alone, as 'int(4, group=64)'");

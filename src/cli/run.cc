@@ -17,7 +17,6 @@ struct RunOptions {
   std::string model, prompt, file;
   GenerateOptions generate;
   int64_t n_ctx = 0;
-  std::string cache_type = "f16";
   Activations activations{};
   bool no_bos = false;
   bool json = false;
@@ -48,7 +47,6 @@ Status generate_text(const RunOptions& o) {
   if (!o.no_bos && model->desc().bos >= 0) ids.insert(ids.begin(), model->desc().bos);
   if (ids.empty()) return usage_error("the prompt is empty and the model has no BOS token");
   GenerateOptions options = o.generate;
-  options.cache_dtype = o.cache_type == "f32" ? DType::kF32 : DType::kF16;
   options.n_ctx = o.n_ctx > 0 ? o.n_ctx : model->desc().n_context;
   std::string text;
   bool is_prompt_shown = o.json;
@@ -91,9 +89,7 @@ Action declare_run(CLI::App& app) {
       ->check(CLI::Range(0, 1 << 30));
   app.add_option("-c,--ctx-size", o->n_ctx, "context; 0: from the model")
       ->check(CLI::Range(0, 1 << 30));
-  app.add_option("--cache-type", o->cache_type, "element type of the KV cache")
-      ->check(CLI::IsMember({"f16", "f32"}))
-      ->capture_default_str();
+  add_kv(app, o->generate.kv);
   app.add_option("--stop", o->generate.stop, "text that ends generation (repeatable)");
   app.add_flag("--ignore-eos", o->generate.ignore_eos, "go on after an end-of-text token");
   app.add_flag("--no-bos", o->no_bos, "do not put BOS before the prompt");

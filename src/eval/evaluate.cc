@@ -76,13 +76,13 @@ Result<std::vector<Window>> cut(const ModelDesc& model, std::span<const Token> t
 // What a model makes of one window, a chunk of positions at a time.
 class WindowRun {
  public:
-  explicit WindowRun(const Model& model) : model_(model) {}
+  WindowRun(const Model& model, const KvRecipe& kv) : model_(model), kv_(kv) {}
 
   Status forward(const Window& window) {
     const auto n = static_cast<int64_t>(window.input.size());
     if (hidden_.rows() != n) hidden_ = Matrix<float>(n, model_.desc().d_model);
     const auto start = Clock::now();
-    QUERN_ASSIGN(KvCache cache, model_.make_cache(n));
+    QUERN_ASSIGN(KvCache cache, model_.make_cache(n, kv_));
     QUERN_TRY(model_.forward(cache, window.input, hidden_.view()));
     seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
     return {};
@@ -101,6 +101,7 @@ class WindowRun {
 
  private:
   const Model& model_;
+  KvRecipe kv_;
   Matrix<float> hidden_, logits_;
   double seconds_ = 0;
 };
@@ -173,17 +174,17 @@ class Scores {
 
 class Evaluation {
  public:
-  Evaluation(std::span<const Model* const> models, const Model* base)
-      : models_(models), base_(base), scores_(models.size()) {
-    for (const Model* model : models) runs_.emplace_back(*model);
-    if (base != nullptr) base_run_.emplace(*base);
+  Evaluation(std::span<const Model* const> models, const Model* base, const KvRecipe& kv)
+      : models_(models), base_(base), is_plain_(!kv.is_coded()), scores_(models.size()) {
+    for (const Model* model : models) runs_.emplace_back(*model, kv);
+    if (base != nullptr) base_run_.emplace(*base, KvRecipe());
   }
 
   Status add(const Window& window) {
     const auto n = static_cast<int64_t>(window.input.size());
     if (base_ != nullptr) QUERN_TRY(base_run_->forward(window));
     for (size_t m = 0; m < models_.size(); ++m) {
-      if (models_[m] != base_) QUERN_TRY(runs_[m].forward(window));
+      if (!is_base(m)) QUERN_TRY(runs_[m].forward(window));
     }
     const int64_t n_vocab = models_[0]->desc().n_vocab;
     const int64_t chunk = std::max<int64_t>(1, kLogitFloats / n_vocab);
@@ -192,8 +193,8 @@ class Evaluation {
       const std::span<const Token> target(window.target.data() + first, static_cast<size_t>(count));
       const Matrix<float>* base = base_ == nullptr ? nullptr : &base_run_->logits(first, count);
       for (size_t m = 0; m < models_.size(); ++m) {
-        const bool is_base = base != nullptr && models_[m] == base_;
-        scores_[m].add(is_base ? *base : runs_[m].logits(first, count), base, target);
+        const bool is_base_too = base != nullptr && is_base(m);
+        scores_[m].add(is_base_too ? *base : runs_[m].logits(first, count), base, target);
       }
     }
     n_fed_ += n;
@@ -203,15 +204,18 @@ class Evaluation {
   std::vector<EvalResult> results() {
     std::vector<EvalResult> results;
     for (size_t m = 0; m < models_.size(); ++m) {
-      const WindowRun& run = models_[m] == base_ ? *base_run_ : runs_[m];
+      const WindowRun& run = is_base(m) ? *base_run_ : runs_[m];
       results.push_back(scores_[m].result(run.seconds(), n_fed_));
     }
     return results;
   }
 
  private:
+  bool is_base(size_t m) const { return models_[m] == base_ && is_plain_; }
+
   std::span<const Model* const> models_;
   const Model* base_;
+  bool is_plain_;
   std::vector<WindowRun> runs_;
   std::optional<WindowRun> base_run_;
   std::vector<Scores> scores_;
@@ -243,7 +247,7 @@ Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, c
   }
   QUERN_ASSIGN(const std::vector<Window> windows, cut(models[0]->desc(), text, options));
   QUERN_TRY(check_ids(models[0]->desc(), text));
-  Evaluation evaluation(models, base);
+  Evaluation evaluation(models, base, options.kv);
   for (size_t i = 0; i < windows.size(); ++i) {
     if (!options.proceed(static_cast<double>(i) / static_cast<double>(windows.size()))) {
       return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});

@@ -27,6 +27,7 @@ struct EvalOptions {
   Protocol protocol = Protocol::kBosWindows;
   int64_t n_ctx = 1024;
   int64_t max_windows = 0;  // 0: the whole text
+  KvRecipe kv;              // of the evaluated models' caches; the base has halves
   // Asked between windows with the share done; false cancels.
   std::function<bool(double)> proceed = [](double) { return true; };
 };

@@ -28,7 +28,7 @@ class SpeedRun {
       : model_(model), o_(options), number_(number), random_(options.seed) {}
 
   Status run(SpeedResult& result) {
-    QUERN_ASSIGN(KvCache cache, model_.make_cache(o_.n_prompt + o_.n_generate));
+    QUERN_ASSIGN(KvCache cache, model_.make_cache(o_.n_prompt + o_.n_generate, o_.kv));
     QUERN_TRY(run_prompt(cache, result));
     if (o_.n_generate == 0) return {};
     std::vector<KvCache> caches(static_cast<size_t>(o_.n_sequences), cache);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/attention.h"
 
+#include <algorithm>
+#include <optional>
+
 #include "base/checked.h"
 #include "base/float_types.h"
 #include "kernels/parity_testing.h"
@@ -15,6 +18,8 @@ struct Problem {
   std::vector<int64_t> first, last;
   float soft_cap = 0;
   DType dtype = DType::kF32;
+  mutable std::optional<StoredBlocks> blocks;
+  mutable KvSegment segment;
 
   Problem(int64_t n_q, int64_t n_ctx, int64_t d_head, uint64_t seed)
       : n_q(n_q), n_ctx(n_ctx), d_head(d_head) {
@@ -45,19 +50,19 @@ struct Problem {
     }
   }
 
-  AttendArgs args(float* out, float* lse = nullptr) const {
+  // Valid until the next call.
+  AttendArgs args(float* out, float* lse = nullptr, int64_t first_query = 0) const {
     const bool half = dtype == DType::kF16;
+    blocks.emplace(half ? static_cast<const void*>(turned_half.data()) : turned.data(),
+                   half ? static_cast<const void*>(v_half.data()) : v.data(), dtype, n_ctx, d_head);
+    segment = {&*blocks, first.data() + first_query, last.data() + first_query};
     AttendArgs a;
     a.q = q.data();
     a.ld_q = d_head;
     a.n_q = n_q;
     a.d_head = d_head;
-    a.k = half ? static_cast<const void*>(turned_half.data()) : turned.data();
-    a.v = half ? static_cast<const void*>(v_half.data()) : v.data();
-    a.dtype = dtype;
+    a.segments = {&segment, 1};
     a.n_ctx = n_ctx;
-    a.first = first.data();
-    a.last = last.data();
     a.scale = 1 / std::sqrt(static_cast<float>(d_head));
     a.soft_cap = soft_cap;
     a.out = out;
@@ -138,11 +143,9 @@ TEST(Attention, AQueryAloneHasTheBitsOfAQueryInATile) {
     const std::vector<float> together = attend_all(p);
     std::vector<float> alone(together.size());
     for (int64_t i = 0; i < p.n_q; ++i) {
-      AttendArgs a = p.args(alone.data() + i * p.d_head);
+      AttendArgs a = p.args(alone.data() + i * p.d_head, nullptr, i);
       a.q += i * p.d_head;
       a.n_q = 1;
-      a.first += i;
-      a.last += i;
       attend(a);
     }
     EXPECT_EQ(together, alone);
@@ -189,6 +192,32 @@ TEST(Attention, HeadsTogetherHaveTheBitsOfHeadsAlone) {
       for (int64_t i = 0; i < n_q; ++i) EXPECT_EQ(lse[i * kHeads + h], lse_alone[i]);
     }
     EXPECT_EQ(together, alone);
+  }
+}
+
+// Every query's positions cut at a place of its own, some at none: the later part from a copy, with
+// what a segment must not show made NaN.
+TEST(Attention, SegmentsAreInvisible) {
+  for (int64_t n_q : {1, 6, 70}) {
+    const Problem p(n_q, 300, 64, 12);
+    const std::vector<float> want = attend_all(p);
+    std::vector<int64_t> cut;
+    for (int64_t i = 0; i < n_q; ++i) {
+      const int64_t at = (i * 64) % 320 / kKeyBlock * kKeyBlock;
+      cut.push_back(std::clamp(at, p.first[i], p.last[i]));
+    }
+    Problem early = p, late = p;
+    const int64_t last_cut = *std::max_element(cut.begin(), cut.end());
+    for (int64_t j = last_cut * p.d_head; j < 300 * p.d_head; ++j) early.v[j] = std::nanf("");
+    std::vector<float> out(want.size());
+    AttendArgs a = p.args(out.data());
+    const StoredBlocks one(early.turned.data(), early.v.data(), DType::kF32, 300, 64);
+    const StoredBlocks two(late.turned.data(), late.v.data(), DType::kF32, 300, 64);
+    const KvSegment segments[] = {{&one, p.first.data(), cut.data()},
+                                  {&two, cut.data(), p.last.data()}};
+    a.segments = segments;
+    attend(a);
+    EXPECT_EQ(out, want);
   }
 }
 

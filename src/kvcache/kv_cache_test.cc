@@ -3,56 +3,152 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
-
-#include "base/float_types.h"
-#include "kernels/attention.h"
+#include "base/random.h"
 
 namespace quern {
 namespace {
 
-// Element i of stored keys or values.
-float stored(const std::byte* data, DType dtype, int64_t i) {
-  if (dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, data + 4 * i, 4);
-    return value;
-  }
-  uint16_t half;
-  std::memcpy(&half, data + 2 * i, 2);
-  return f16_to_float(half);
+constexpr int64_t kHeads = 3;
+
+Matrix<float> random_rows(int64_t rows, int64_t cols, uint64_t seed) {
+  Random random(seed);
+  Matrix<float> x(rows, cols);
+  for (int64_t i = 0; i < rows * cols; ++i) x.data()[i] = static_cast<float>(random.gaussian());
+  return x;
 }
 
-TEST(LayerKv, KeysLieTurnedInBlocksAndValuesInRows) {
-  constexpr int64_t kHeads = 3, kDims = 80, kPositions = 150;
-  // Whole numbers that a half holds, different at neighbouring places.
-  const auto key = [](int64_t p, int64_t j) { return static_cast<float>((7 * p + 3 * j) % 2048); };
-  Matrix<float> k(kPositions, kHeads * kDims), v(kPositions, kHeads * kDims);
-  for (int64_t p = 0; p < kPositions; ++p) {
-    for (int64_t j = 0; j < k.cols(); ++j) {
-      k(p, j) = key(p, j);
-      v(p, j) = -key(p, j);
-    }
+std::shared_ptr<const KvRecipe> recipe_of(std::string_view text) {
+  auto recipe = KvRecipe::parse(text);
+  EXPECT_TRUE(recipe) << text;
+  return std::make_shared<const KvRecipe>(*std::move(recipe));
+}
+
+// Puts all rows, in calls of n[0], n[1], ... rows, over and over.
+void put_all(LayerKv& kv, const Matrix<float>& k, const Matrix<float>& v,
+             const std::vector<int64_t>& n) {
+  int64_t first = 0;
+  for (size_t i = 0; first < k.rows(); ++i) {
+    const int64_t count = std::min(n[i % n.size()], k.rows() - first);
+    kv.put(first, k.view().row_range(first, count), v.view().row_range(first, count));
+    first += count;
   }
-  for (DType dtype : {DType::kF16, DType::kF32}) {
-    LayerKv kv({kHeads, kDims}, kPositions, dtype);
-    int64_t first = 0;
-    for (int64_t n : {1, 62, 70, 17}) {  // a block filled by several calls, a call over two blocks
-      kv.put(first, k.view().row_range(first, n), v.view().row_range(first, n));
-      first += n;
-    }
-    ASSERT_EQ(first, kPositions);
+}
+
+// Keys (turned back) and values that a query at the last of `length` positions reads.
+std::pair<Matrix<float>, Matrix<float>> read_all(const LayerKv& kv, int64_t head, int64_t length,
+                                                 int64_t d) {
+  std::pair<Matrix<float>, Matrix<float>> read(Matrix<float>(length, d), Matrix<float>(length, d));
+  AlignedVector<float> scratch(static_cast<size_t>(kKeyBlock * d));
+  const LayerKv::Codes codes(kv, head);
+  const LayerKv::Exact exact(kv, head);
+  const int64_t coded = kv.recipe().coded_before(length - 1);
+  for (int64_t p = 0; p < length; ++p) {
+    const KvBlocks& blocks = p < coded ? static_cast<const KvBlocks&>(codes) : exact;
+    const int64_t block = p / kKeyBlock, row = p % kKeyBlock;
+    const float* keys = blocks.keys(block, scratch.data());
+    for (int64_t c = 0; c < d; ++c) read.first(p, c) = keys[c * kKeyBlock + row];
+    const float* values = blocks.values(block, scratch.data());
+    for (int64_t c = 0; c < d; ++c) read.second(p, c) = values[row * d + c];
+  }
+  return read;
+}
+
+TEST(LayerKv, PlainStoresGiveBackWhatWasPut) {
+  constexpr int64_t kDims = 80, kPositions = 150;
+  Matrix<float> k(kPositions, kHeads * kDims), v(kPositions, kHeads * kDims);
+  for (int64_t i = 0; i < kPositions * kHeads * kDims; ++i) {  // whole numbers that a half holds
+    k.data()[i] = static_cast<float>(7 * i % 2048);
+    v.data()[i] = -static_cast<float>(11 * i % 2048);
+  }
+  for (const char* text : {"f16", "f32"}) {
+    LayerKv kv({kHeads, kDims}, kPositions, recipe_of(text));
+    put_all(kv, k, v, {1, 62, 70, 17});  // a block of several calls, a call over two blocks
     for (int64_t head = 0; head < kHeads; ++head) {
+      const auto [keys, values] = read_all(kv, head, kPositions, kDims);
       for (int64_t p = 0; p < kPositions; ++p) {
         for (int64_t c = 0; c < kDims; ++c) {
-          const int64_t turned = (p / kKeyBlock * kDims + c) * kKeyBlock + p % kKeyBlock;
-          const float want = key(p, head * kDims + c);
-          ASSERT_EQ(stored(kv.keys(head), dtype, turned), want) << head << " " << p << " " << c;
-          ASSERT_EQ(stored(kv.values(head), dtype, p * kDims + c), -want);
+          ASSERT_EQ(keys(p, c), k(p, head * kDims + c)) << text << " " << head << " " << p;
+          ASSERT_EQ(values(p, c), v(p, head * kDims + c));
         }
       }
     }
   }
+}
+
+TEST(LayerKv, HowATextIsCutDoesNotShow) {
+  constexpr int64_t kDims = 64, kPositions = 400;
+  const Matrix<float> k = random_rows(kPositions, kHeads * kDims, 1);
+  const Matrix<float> v = random_rows(kPositions, kHeads * kDims, 2);
+  for (const char* text : {"q4", "kivi-2bit", "kv(k=f16, v=int(3), window=100)"}) {
+    LayerKv whole({kHeads, kDims}, kPositions, recipe_of(text));
+    put_all(whole, k, v, {kPositions});
+    for (const std::vector<int64_t>& cut : {std::vector<int64_t>{1}, {64}, {63, 1, 130}}) {
+      LayerKv kv({kHeads, kDims}, kPositions, recipe_of(text));
+      put_all(kv, k, v, cut);
+      for (int64_t head = 0; head < kHeads; ++head) {
+        EXPECT_EQ(read_all(kv, head, kPositions, kDims), read_all(whole, head, kPositions, kDims));
+      }
+    }
+  }
+}
+
+TEST(LayerKv, TakesTheBytesOfItsCodes) {
+  constexpr int64_t kDims = 64, kPositions = 4096;
+  const Matrix<float> k = random_rows(kPositions, kHeads * kDims, 5);
+  LayerKv kv({kHeads, kDims}, kPositions, recipe_of("kivi-2bit"));
+  put_all(kv, k, k, {1});
+  const double halves = kPositions * kHeads * kDims * 2 * 2;
+  EXPECT_GT(static_cast<double>(kv.n_bytes()), halves * 3 / 16);
+  // The newest positions as halves, and an eighth for growth.
+  EXPECT_LT(static_cast<double>(kv.n_bytes()), halves * (3 * 1.13 / 16 + 256.0 / kPositions));
+}
+
+TEST(LayerKv, GoesBackAsFarAsItHasWhatItNeeds) {
+  constexpr int64_t kDims = 64, kPositions = 400;
+  const Matrix<float> k = random_rows(kPositions, kHeads * kDims, 3);
+  const Matrix<float> v = random_rows(kPositions, kHeads * kDims, 4);
+  LayerKv once({kHeads, kDims}, kPositions, recipe_of("kivi-2bit"));
+  put_all(once, k, v, {1});
+  LayerKv kv = once;
+  EXPECT_FALSE(kv.can_truncate(100));
+  ASSERT_TRUE(kv.can_truncate(340));
+  kv.truncate(340);
+  kv.put(340, k.view().row_range(340, 60), v.view().row_range(340, 60));
+  for (int64_t head = 0; head < kHeads; ++head) {
+    EXPECT_EQ(read_all(kv, head, kPositions, kDims), read_all(once, head, kPositions, kDims));
+  }
+  ASSERT_TRUE(kv.can_truncate(0));
+  kv.truncate(0);
+  put_all(kv, k, v, {97});
+  EXPECT_EQ(read_all(kv, 1, kPositions, kDims), read_all(once, 1, kPositions, kDims));
+}
+
+TEST(KvRecipe, TextsAreCanonical) {
+  EXPECT_EQ(KvRecipe::parse("f32")->exact, DType::kF32);
+  EXPECT_EQ(KvRecipe::parse("kivi-2bit")->text, "kv(int(2, per=channel), int(2), window=64)");
+  for (const KvPreset& preset : kv_presets()) {
+    const auto recipe = KvRecipe::parse(preset.name);
+    ASSERT_TRUE(recipe) << preset.name;
+    EXPECT_TRUE(recipe->check(128)) << preset.name;
+    EXPECT_EQ(KvRecipe::parse(recipe->text)->text, recipe->text);
+  }
+  // 2 bits, and two halves for 32 numbers.
+  EXPECT_EQ(KvRecipe::parse("kivi-2bit")->bits(128), 3);
+  EXPECT_EQ(KvRecipe::parse("f16")->bits(128), 16);
+}
+
+TEST(KvRecipe, WrongTextsSayWhatIsValid) {
+  for (const auto& [text, mention] : std::vector<std::pair<const char*, const char*>>{
+           {"q5", "kivi-2bit"},
+           {"kv(k=int(5), v=int(4))", "1, 2, 3, 4 or 8"},
+           {"kv(k=int(4))", "v"},
+           {"kv(k=float(4), v=int(4))", "int"},
+           {"kv(k=int(4, group=24), v=int(4))", "multiple of 16"}}) {
+    const auto recipe = KvRecipe::parse(text);
+    ASSERT_FALSE(recipe) << text;
+    EXPECT_NE(recipe.error().message.find(mention), std::string::npos) << recipe.error().message;
+  }
+  EXPECT_FALSE(KvRecipe::parse("q4")->check(40));  // no multiple of 16
 }
 
 }  // namespace

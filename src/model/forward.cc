@@ -147,14 +147,34 @@ class LayerRun {
     linear(products, x);
     place_heads(q.view(), k.view(), v.view());
     attend_all(q.view(), z.view());
+    for_rotated([&](const HadamardPlan& rotation, int64_t row, int64_t n) {
+      rotation.apply_rows_transposed(heads_of(z.view(), row, n));
+    });
     apply_online(weights_.online.heads, z.view(), online_time_);
     if (!show(Role::kO, -1, z.view())) return false;
     linear(weights_.o, z.view(), out);
     return true;
   }
 
+  // Heads of n rows, one after the other.
+  MatrixView<float> heads_of(MatrixView<float> x, int64_t row, int64_t n) const {
+    const int64_t d_head = desc_.attention.d_head;
+    return {x.row(row), n * (x.cols / d_head), d_head};
+  }
+
+  // The rows of sequences whose caches keep heads in another basis.
+  template <class Body>
+  void for_rotated(const Body& body) const {
+    int64_t row = 0;
+    for (const SequenceRows& sequence : sequences_) {
+      const HadamardPlan* rotation = sequence.kv->rotation();
+      if (rotation != nullptr) body(*rotation, row, sequence.n_rows);
+      row += sequence.n_rows;
+    }
+  }
+
   // Norms, turns and rotates the heads of q and k; stores k and v.
-  void place_heads(MatrixView<float> q, MatrixView<float> k, MatrixView<const float> v) {
+  void place_heads(MatrixView<float> q, MatrixView<float> k, MatrixView<float> v) {
     const AttentionDesc& a = desc_.attention;
     const RopeTable* rope = a.rope.n_dims > 0 ? &rope_.at(a.rope, sequences_) : nullptr;
     const auto prepare = [&](MatrixView<float> x, int64_t i, const NormWeight& norm) {
@@ -173,6 +193,9 @@ class LayerRun {
     apply_online(weights_.online.qk, q, online_time_);
     apply_online(weights_.online.qk, k, online_time_,
                  Online::kInverseTranspose);  // so that scores stay
+    for_rotated([&](const HadamardPlan& rotation, int64_t row, int64_t n) {
+      for (const MatrixView<float>& x : {q, k, v}) rotation.apply_rows(heads_of(x, row, n));
+    });
     int64_t row = 0;
     for (const SequenceRows& sequence : sequences_) {
       sequence.kv->put(sequence.position, k.row_range(row, sequence.n_rows),
@@ -221,12 +244,19 @@ class LayerRun {
                     MatrixView<const float> q, MatrixView<float> z) const {
     const AttentionDesc& a = desc_.attention;
     const SequenceRows& sequence = *piece.sequence;
-    std::array<int64_t, kMaxQueries> first{}, last{};
+    const LayerKv& kv = *sequence.kv;
+    std::array<int64_t, kMaxQueries> first{}, coded{}, last{};
     for (int64_t i = 0; i < piece.count; ++i) {
-      const int64_t end = sequence.position + piece.first_query + i + 1;
-      last[static_cast<size_t>(i)] = end;
-      first[static_cast<size_t>(i)] = a.window > 0 ? std::max<int64_t>(0, end - a.window) : 0;
+      const auto at = static_cast<size_t>(i);
+      const int64_t position = sequence.position + piece.first_query + i;
+      last[at] = position + 1;
+      first[at] = a.window > 0 ? std::max<int64_t>(0, position + 1 - a.window) : 0;
+      coded[at] = std::max(first[at], kv.recipe().coded_before(position));
     }
+    const LayerKv::Codes codes(kv, kv_head);
+    const LayerKv::Exact exact(kv, kv_head);
+    const KvSegment segments[] = {{&codes, first.data(), coded.data()},
+                                  {&exact, coded.data(), last.data()}};
     const int64_t row = piece.first_row + piece.first_query;
     AttendArgs args;
     args.q = q.row(row) + head * a.d_head;
@@ -234,12 +264,8 @@ class LayerRun {
     args.n_q = piece.count;
     args.n_heads = n_heads;
     args.d_head = a.d_head;
-    args.k = sequence.kv->keys(kv_head);
-    args.v = sequence.kv->values(kv_head);
-    args.dtype = sequence.kv->dtype();
+    args.segments = std::span(segments).subspan(kv.recipe().is_coded() ? 0 : 1);
     args.n_ctx = sequence.position + piece.first_query + piece.count;
-    args.first = first.data();
-    args.last = last.data();
     args.scale = static_cast<float>(a.scale);
     args.soft_cap = static_cast<float>(a.soft_cap);
     args.out = z.row(row) + head * a.d_head;

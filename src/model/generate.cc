@@ -68,7 +68,7 @@ Result<GenerateResult> generate(const Model& model, const Tokenizer& tokenizer,
   }
   // Memory for what can be used, not for the longest context a model was made for.
   const int64_t room = std::min(n_ctx, n_prompt + options.n_predict);
-  QUERN_ASSIGN(KvCache cache, model.make_cache(room, options.cache_dtype));
+  QUERN_ASSIGN(KvCache cache, model.make_cache(room, options.kv));
   Sampler sampler(options.sampler);
   for (const Token id : prompt) sampler.accept(id);
   Matrix<float> hidden(1, model.desc().d_model), logits(1, model.desc().n_vocab);

@@ -15,10 +15,10 @@ namespace quern {
 
 struct GenerateOptions {
   int64_t n_predict = 128;
-  int64_t n_ctx = 0;                // room for prompt and generated tokens; 0: the model's context
-  int64_t n_batch = 512;            // prompt tokens run together; the text does not depend on it
-  DType cache_dtype = DType::kF16;  // or kF32
-  std::vector<std::string> stop;    // generation ends before any of these
+  int64_t n_ctx = 0;              // room for prompt and generated tokens; 0: the model's context
+  int64_t n_batch = 512;          // prompt tokens run together; the text does not depend on it
+  KvRecipe kv;                    // of the cache
+  std::vector<std::string> stop;  // generation ends before any of these
   bool ignore_eos = false;
   SamplerOptions sampler;
   // Gets whole UTF-8 characters that cannot be part of a stop text any more; false ends.

@@ -71,16 +71,17 @@ const ModelFiles& Model::files() const {
   return *files_;
 }
 
-Result<KvCache> Model::make_cache(int64_t capacity, DType dtype) const {
+Result<KvCache> Model::make_cache(int64_t capacity, const KvRecipe& recipe) const {
   if (capacity < 1 || capacity > desc().n_context) {
     return usage_error("context of {} tokens: the model was made for 1..{}", capacity,
                        desc().n_context);
   }
   std::vector<KvShape> shapes;
   for (const LayerDesc& layer : desc().layers) {
+    QUERN_TRY(recipe.check(layer.attention.d_head));
     shapes.push_back({layer.attention.n_kv_heads, layer.attention.d_head});
   }
-  return KvCache(shapes, capacity, dtype);
+  return KvCache(shapes, capacity, recipe);
 }
 
 Status Model::forward(KvCache& cache, std::span<const Token> ids, MatrixView<float> hidden,

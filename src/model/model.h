@@ -35,7 +35,7 @@ class Model {
   const ModelFiles& files() const;
 
   // Room for `capacity` positions; fails past the model's context.
-  Result<KvCache> make_cache(int64_t capacity, DType dtype = DType::kF16) const;
+  Result<KvCache> make_cache(int64_t capacity, const KvRecipe& recipe = {}) const;
 
   // Runs the tokens as the next positions of the cache's sequence. hidden [ids.size(), d_model] is
   // what the head reads. Fails, with nothing stored, on an unknown id or a full cache.

@@ -56,7 +56,7 @@ Matrix<float> feed(const Model& model, KvCache& cache, std::span<const Token> id
 
 Matrix<float> hidden_of(const Model& model, std::span<const Token> ids, size_t chunk,
                         DType dtype = DType::kF32) {
-  KvCache cache = *model.make_cache(static_cast<int64_t>(ids.size()), dtype);
+  KvCache cache = *model.make_cache(static_cast<int64_t>(ids.size()), KvRecipe::plain(dtype));
   return feed(model, cache, ids, chunk);
 }
 
@@ -152,7 +152,8 @@ TEST(Model, AStepOfManySequencesIsThatOfEach) {
       std::vector<Token> next;
       for (const size_t length : {size_t{1}, size_t{4}, size_t{17}, size_t{30}}) {
         for (std::vector<KvCache>* caches : {&together, &alone}) {
-          caches->push_back(*model->make_cache(static_cast<int64_t>(ids.size()) + 4, dtype));
+          caches->push_back(
+              *model->make_cache(static_cast<int64_t>(ids.size()) + 4, KvRecipe::plain(dtype)));
           feed(*model, caches->back(), std::span(ids).first(length), length);
         }
         next.push_back(ids[length]);
@@ -178,7 +179,7 @@ TEST(Model, RefusalsAreClearAndChangeNothing) {
   const auto model = open_model(fixture_path("llama"));
   const std::vector<Token> ids = golden_ids(fixture_path("llama"));
   const int64_t d_model = model->desc().d_model;
-  KvCache cache = *model->make_cache(12, DType::kF32);
+  KvCache cache = *model->make_cache(12, KvRecipe::plain(DType::kF32));
   feed(*model, cache, std::span(ids).first(8), 8);
   const Matrix<float> expected = hidden_of(*model, std::span(ids).first(12), 12);
 
@@ -198,8 +199,8 @@ TEST(Model, RefusalsAreClearAndChangeNothing) {
   }
 
   std::vector<KvCache> caches;
-  caches.push_back(*model->make_cache(12, DType::kF32));
-  caches.push_back(*model->make_cache(2, DType::kF32));
+  caches.push_back(*model->make_cache(12, KvRecipe::plain(DType::kF32)));
+  caches.push_back(*model->make_cache(2, KvRecipe::plain(DType::kF32)));
   feed(*model, caches[0], std::span(ids).first(8), 8);
   feed(*model, caches[1], std::span(ids).first(2), 2);
   const std::vector<Token> next = {ids[8], ids[2]};
@@ -207,7 +208,7 @@ TEST(Model, RefusalsAreClearAndChangeNothing) {
   ASSERT_FALSE(batch.has_value());
   EXPECT_NE(batch.error().message.find("full"), std::string::npos);
   const std::vector<Token> unknown = {ids[8], 128};
-  caches[1].truncate(1);
+  ASSERT_TRUE(caches[1].truncate(1));
   EXPECT_FALSE(model->step_batch(caches, unknown, hidden.view().row_range(0, 2)));
   EXPECT_EQ(caches[0].length(), 8);
   EXPECT_EQ(caches[1].length(), 1);
@@ -230,9 +231,10 @@ TEST(Model, TruncatingACacheGoesBack) {
     const auto model = open_model(fixture_path(name));
     const std::vector<Token> ids = golden_ids(fixture_path(name));
     const Matrix<float> whole = hidden_of(*model, ids, ids.size());
-    KvCache cache = *model->make_cache(static_cast<int64_t>(ids.size()), DType::kF32);
+    KvCache cache =
+        *model->make_cache(static_cast<int64_t>(ids.size()), KvRecipe::plain(DType::kF32));
     feed(*model, cache, std::span(ids).first(20), 20);
-    cache.truncate(9);
+    ASSERT_TRUE(cache.truncate(9));
     const Matrix<float> rest = feed(*model, cache, std::span(ids).subspan(9), 4);
     for (int64_t i = 0; i < rest.rows(); ++i) EXPECT_TRUE(row_is(rest, i, whole, 9 + i)) << name;
   }

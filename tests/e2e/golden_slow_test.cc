@@ -67,7 +67,7 @@ TEST_P(SlowGolden, LogitsAgree) {
   if (!golden_.contains("ids")) GTEST_SKIP() << "no golden logits";
   const std::vector<Token> ids = golden_["ids"];
   const auto n = static_cast<int64_t>(ids.size());
-  KvCache cache = *model_->make_cache(n, DType::kF32);
+  KvCache cache = *model_->make_cache(n, KvRecipe::plain(DType::kF32));
   Matrix<float> hidden(n, model_->desc().d_model), logits(n, model_->desc().n_vocab);
   ASSERT_TRUE(model_->forward(cache, ids, hidden.view()));
   model_->logits(hidden.view(), logits.view());

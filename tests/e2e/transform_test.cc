@@ -49,7 +49,7 @@ Matrix<float> logits_of(const std::string& path) {
   for (int i = 0; i < 24; ++i) {
     ids.push_back(static_cast<Token>(random.below(static_cast<uint64_t>(desc.n_vocab))));
   }
-  auto cache = (*model)->make_cache(24, DType::kF32);
+  auto cache = (*model)->make_cache(24, KvRecipe::plain(DType::kF32));
   Matrix<float> hidden(24, desc.d_model), logits(24, desc.n_vocab);
   EXPECT_TRUE((*model)->forward(*cache, ids, hidden.view()));
   (*model)->logits(hidden.view(), logits.view());

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// Codecs of cached keys and values. A page holds kKeyBlock consecutive positions of the keys, or of
+// the values, of one head; once written it never changes. A codec is plain data and pure functions:
+// what a page decodes to depends on its bytes alone, and has the same bits at every ISA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+#include "kernels/attention.h"
+#include "spec/params.h"
+
+namespace quern {
+
+// A page as numbers: keys turned [d_head, kKeyBlock], values [kKeyBlock, d_head].
+enum class KvSide : uint8_t { kKeys, kValues };
+
+class KvCodec {
+ public:
+  virtual ~KvCodec() = default;
+  virtual std::string spec() const = 0;  // canonical text: "int(2, per=channel)"
+  // Whether heads of d_head dimensions can be coded.
+  virtual Status check(KvSide side, int64_t d_head) const = 0;
+  virtual int64_t page_bytes(KvSide side, int64_t d_head) const = 0;
+  virtual void encode(KvSide side, int64_t d_head, const float* x, std::byte* page) const = 0;
+  virtual void decode(KvSide side, int64_t d_head, const std::byte* page, float* x) const = 0;
+};
+
+struct KvCodecInfo {
+  std::string_view name;
+  spec::ParamSpecs params;
+  std::string_view summary;
+  Result<std::unique_ptr<KvCodec>> (*make)(const spec::Params& params);
+  std::span<const std::string_view> examples;  // texts that tests walk
+};
+
+std::span<const KvCodecInfo> kv_codecs();  // the rows of list.inc
+Result<std::unique_ptr<KvCodec>> make_kv_codec(const spec::Call& call);
+
+}  // namespace quern

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvcache/kv_int.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/random.h"
+#include "kvcache/kv_codec.h"
+#include "tensor/matrix.h"
+
+namespace quern {
+namespace {
+
+constexpr KvSide kSides[] = {KvSide::kKeys, KvSide::kValues};
+
+std::unique_ptr<KvCodec> codec_of(std::string_view text) {
+  return std::move(*make_kv_codec(*spec::parse_call(text)));
+}
+
+std::vector<float> gaussian_page(int64_t d_head, uint64_t seed) {
+  Random random(seed);
+  std::vector<float> x(static_cast<size_t>(kKeyBlock * d_head));
+  for (float& value : x) value = static_cast<float>(random.gaussian());
+  return x;
+}
+
+std::vector<float> coded(const KvCodec& codec, KvSide side, int64_t d_head,
+                         const std::vector<float>& x) {
+  std::vector<std::byte> page(static_cast<size_t>(codec.page_bytes(side, d_head)));
+  codec.encode(side, d_head, x.data(), page.data());
+  std::vector<float> y(x.size());
+  codec.decode(side, d_head, page.data(), y.data());
+  return y;
+}
+
+double relative_error(const std::vector<float>& x, const std::vector<float>& y) {
+  double error = 0, energy = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    error += std::pow(static_cast<double>(x[i]) - y[i], 2);
+    energy += static_cast<double>(x[i]) * x[i];
+  }
+  return error / energy;
+}
+
+// The table of the cards: relative error of a Gaussian by minimum and maximum of a group.
+TEST(KvInt, ErrorsOnAGaussianAreThoseOfTheory) {
+  const struct {
+    const char* text;
+    double error;
+  } kExpected[] = {{"int(2, group=32)", .1545},   {"int(3, group=32)", .0281},
+                   {"int(4, group=32)", .0061},   {"int(2, group=128)", .251},
+                   {"int(3, group=128)", .0456},  {"int(4, group=128)", .0100},
+                   {"int(2, per=channel)", .1545}};
+  for (const auto& [text, expected] : kExpected) {
+    const auto codec = codec_of(text);
+    for (const KvSide side : kSides) {
+      double error = 0;
+      for (uint64_t seed = 0; seed < 4; ++seed) {
+        const std::vector<float> x = gaussian_page(128, seed);
+        error += relative_error(x, coded(*codec, side, 128, x)) / 4;
+      }
+      EXPECT_NEAR(error, expected, .04 * expected) << text;
+    }
+  }
+}
+
+// A step is at most half a scale and the rounding of two halves away.
+TEST(KvInt, NoNumberIsOffByMoreThanHalfAStep) {
+  const auto codec = codec_of("int(4, per=channel)");
+  const std::vector<float> x = gaussian_page(64, 1);
+  const std::vector<float> y = coded(*codec, KvSide::kKeys, 64, x);
+  for (int64_t first = 0; first < 64 * kKeyBlock; first += 32) {
+    const auto [low, high] = std::minmax_element(x.begin() + first, x.begin() + first + 32);
+    const double step = (*high - *low) / 15.0;
+    const double rounding = 0x1p-11 * (std::fabs(*low) + 16 * step);
+    for (int64_t i = first; i < first + 32; ++i) {
+      EXPECT_LE(std::fabs(x[static_cast<size_t>(i)] - y[static_cast<size_t>(i)]),
+                step / 2 + 2 * rounding);
+    }
+  }
+}
+
+TEST(KvInt, WhatIsConstantOrEightBitsWideComesBack) {
+  std::vector<float> x(64 * kKeyBlock, -3.5f);
+  for (const char* text : {"int(1)", "int(2, per=channel)", "int(8)"}) {
+    for (const KvSide side : kSides) EXPECT_EQ(coded(*codec_of(text), side, 64, x), x) << text;
+  }
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 16 * 17);  // 0, 17, ... 255
+  EXPECT_EQ(coded(*codec_of("int(8, group=64)"), KvSide::kValues, 64, x), x);
+}
+
+TEST(KvInt, PagesWithoutNumbersAreSafe) {
+  for (const char* text : {"int(2)", "int(3, per=channel)"}) {
+    std::vector<float> x = gaussian_page(64, 2);
+    for (size_t i = 0; i < x.size(); i += 7) {
+      x[i] = i % 2 == 0 ? std::nanf("") : std::numeric_limits<float>::infinity();
+    }
+    for (const KvSide side : kSides) coded(*codec_of(text), side, 64, x);
+  }
+}
+
+// Random bytes, as from a file: every page decodes, alike at every ISA.
+TEST(KvInt, EveryIsaDecodesAlike) {
+  if (!host_has(Isa::kAvx512)) GTEST_SKIP() << "this host has no AVX-512";
+  Random random(5);
+  for (const int bits : {1, 2, 3, 4, 8}) {
+    for (const int64_t d : {16, 64, 80, 128}) {
+      for (const bool is_along : {false, true}) {
+        for (const bool is_turned : {false, true}) {
+          KvIntShape shape{bits, is_turned ? d : kKeyBlock, is_turned ? kKeyBlock : d, 16,
+                           is_along};
+          std::vector<std::byte> page(static_cast<size_t>(shape.page_bytes()));
+          for (std::byte& byte : page) byte = static_cast<std::byte>(random.next() & 0x3b);
+          std::vector<float> want(static_cast<size_t>(shape.rows * shape.cols)), got(want.size());
+          decode_kv_int_ref(shape, page.data(), want.data());
+          decode_kv_int_avx512(shape, page.data(), got.data());
+          EXPECT_EQ(got, want) << bits << " " << d << " " << is_along << is_turned;
+        }
+      }
+    }
+  }
+}
+
+// Keys with a few large channels: a scale per channel keeps them apart.
+TEST(KvInt, ChannelsSuitKeysWithLargeChannels) {
+  std::vector<float> x = gaussian_page(64, 6);
+  for (int64_t p = 0; p < kKeyBlock; ++p) {
+    for (const int64_t c : {3, 40}) x[static_cast<size_t>(c * kKeyBlock + p)] *= 20;
+  }
+  // In energy the large channels weigh most; what the others lose shows in them alone.
+  double small_by_channel = 0, small_by_token = 0;
+  const std::vector<float> a = coded(*codec_of("int(2, per=channel)"), KvSide::kKeys, 64, x);
+  const std::vector<float> b = coded(*codec_of("int(2)"), KvSide::kKeys, 64, x);
+  for (int64_t i = 0; i < 3 * kKeyBlock; ++i) {
+    const auto at = static_cast<size_t>(i);
+    small_by_channel += std::pow(x[at] - a[at], 2);
+    small_by_token += std::pow(x[at] - b[at], 2);
+  }
+  EXPECT_LT(10 * small_by_channel, small_by_token);
+}
+
+}  // namespace
+}  // namespace quern

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvcache/kv_recipe.h"
+
+#include "kernels/hadamard.h"
+
+namespace quern {
+namespace {
+
+using spec::ParamKind;
+
+constexpr spec::ParamSpec kParams[] = {
+    {"k", ParamKind::kCall, "", 0, 0, "", "codec of keys"},
+    {"v", ParamKind::kCall, "", 0, 0, "", "codec of values"},
+    {"window", ParamKind::kInt, "0", 0, 1 << 20, "", "newest positions that stay halves"},
+    {"rotate", ParamKind::kChoice, "false", 0, 0, "true|false", "heads by a Hadamard matrix"},
+};
+
+constexpr KvPreset kPresets[] = {
+    {"q8", "kv(k=int(8), v=int(8))", "8 bits"},
+    {"q4", "kv(k=int(4), v=int(4), rotate=true)", "4 bits, rotated"},
+    {"quarot-kv4",
+     "kv(k=int(4, group=128, clip=0.95), v=int(4, group=128, clip=0.95), rotate=true)",
+     "QuaRot's cache"},
+    {"kivi-4bit", "kv(k=int(4, per=channel), v=int(4), window=64)", "KIVI at 4 bits"},
+    {"kivi-2bit", "kv(k=int(2, per=channel), v=int(2), window=64)", "KIVI at 2 bits"},
+};
+
+}  // namespace
+
+std::span<const KvPreset> kv_presets() { return kPresets; }
+
+KvRecipe KvRecipe::plain(DType exact) {
+  KvRecipe recipe;
+  recipe.text = exact == DType::kF32 ? "f32" : "f16";
+  recipe.exact = exact;
+  return recipe;
+}
+
+Result<KvRecipe> KvRecipe::parse(std::string_view text) {
+  if (text == "f16") return plain(DType::kF16);
+  if (text == "f32") return plain(DType::kF32);
+  std::string names = "f16 f32";
+  for (const KvPreset& preset : kPresets) {
+    if (preset.name == text) text = preset.text;
+    names += fmt::format(" {}", preset.name);
+  }
+  QUERN_ASSIGN(const spec::Call call, spec::parse_call(text));
+  if (call.name != "kv") {
+    return usage_error("kv: no cache '{}'; expected {} or kv({})", call.name, names,
+                       spec::describe(kParams));
+  }
+  QUERN_ASSIGN(const spec::Params params, spec::Params::bind(call, kParams));
+  KvRecipe recipe;
+  QUERN_ASSIGN(recipe.keys, make_kv_codec(params.call("k")));
+  QUERN_ASSIGN(recipe.values, make_kv_codec(params.call("v")));
+  recipe.window = params.integer("window");
+  recipe.rotate = params.flag("rotate");
+  recipe.text = fmt::format("kv({}, {}", recipe.keys->spec(), recipe.values->spec());
+  if (recipe.window != 0) recipe.text += fmt::format(", window={}", recipe.window);
+  if (recipe.rotate) recipe.text += ", rotate=true";
+  recipe.text += ")";
+  return recipe;
+}
+
+double KvRecipe::bits(int64_t d_head) const {
+  if (!is_coded()) return static_cast<double>(dtype_bits(exact));
+  const int64_t bytes =
+      keys->page_bytes(KvSide::kKeys, d_head) + values->page_bytes(KvSide::kValues, d_head);
+  return static_cast<double>(bytes) * 8 / static_cast<double>(2 * kKeyBlock * d_head);
+}
+
+Status KvRecipe::check(int64_t d_head) const {
+  if (!is_coded()) return {};
+  QUERN_TRY(keys->check(KvSide::kKeys, d_head));
+  QUERN_TRY(values->check(KvSide::kValues, d_head));
+  if (!rotate) return {};
+  QUERN_TRY(HadamardPlan::make(d_head));
+  return {};
+}
+
+}  // namespace quern

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a cache keeps keys and values: what a user names by `--kv`.
+//
+//   f16 | f32 | name of a preset | kv(k=CODEC, v=CODEC, window=N, rotate=true|false)
+//
+// Positions are coded in whole pages, once all of a page lie `window` or more before the newest;
+// until then they are kept as halves. What a query reads depends on its position alone, so that
+// results do not depend on how a text was cut into calls.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "kvcache/kv_codec.h"
+#include "tensor/dtype.h"
+
+namespace quern {
+
+struct KvRecipe {
+  std::string text = "f16";                     // canonical
+  DType exact = DType::kF16;                    // of positions that are not coded; kF16 or kF32
+  std::shared_ptr<const KvCodec> keys, values;  // both null: nothing is coded
+  int64_t window = 0;
+  bool rotate = false;  // heads of q, k and v by a Hadamard matrix (QuaRot, arXiv 2404.00456)
+
+  static Result<KvRecipe> parse(std::string_view text);
+  static KvRecipe plain(DType exact);
+
+  bool is_coded() const { return keys != nullptr; }
+  // Of a number in heads of d_head dimensions, side information included; the mean of keys and
+  // values.
+  double bits(int64_t d_head) const;
+  Status check(int64_t d_head) const;
+  // A query at `position` (which sees itself) reads the positions before this one from codes; a
+  // multiple of kKeyBlock.
+  int64_t coded_before(int64_t position) const {
+    const int64_t n = position + 1 - window;
+    return is_coded() && n > 0 ? n / kKeyBlock * kKeyBlock : 0;
+  }
+};
+
+struct KvPreset {
+  std::string_view name, text, summary;
+};
+std::span<const KvPreset> kv_presets();
+
+}  // namespace quern

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Coded caches in the bundled model: what every recipe must keep.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "model/model.h"
+#include "tokenizer/tokenizer.h"
+
+namespace quern {
+namespace {
+
+const std::string kTiny = QUERN_SOURCE_DIR "/models/tiny";
+constexpr const char* kRecipes[] = {"q8",         "q4",
+                                    "quarot-kv4", "kivi-4bit",
+                                    "kivi-2bit",  "kv(k=int(3, per=channel), v=f16, window=10)"};
+
+class CodedCache : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    model_ = *Model::open(kTiny, Activations::kExact);
+    for (Token id = 0; id < 300; ++id) ids_.push_back(5 + id * 37 % 4000);
+  }
+
+  KvCache cache(std::string_view text, int64_t room = 300) const {
+    return *model_->make_cache(room, *KvRecipe::parse(text));
+  }
+
+  // The hidden rows of all tokens, in calls of n.
+  Matrix<float> run(KvCache cache, int64_t n) const {
+    const auto total = static_cast<int64_t>(ids_.size());
+    Matrix<float> hidden(total, model_->desc().d_model);
+    for (int64_t i = 0; i < total; i += n) {
+      const int64_t count = std::min(n, total - i);
+      const std::span<const Token> part(ids_.data() + i, static_cast<size_t>(count));
+      EXPECT_TRUE(model_->forward(cache, part, hidden.view().row_range(i, count)));
+    }
+    return hidden;
+  }
+
+  std::unique_ptr<Model> model_;
+  std::vector<Token> ids_;
+};
+
+TEST_P(CodedCache, HowATextIsCutDoesNotShow) {
+  const Matrix<float> whole = run(cache(GetParam()), 300);
+  EXPECT_EQ(run(cache(GetParam()), 1), whole);
+  EXPECT_EQ(run(cache(GetParam()), 97), whole);
+}
+
+TEST_P(CodedCache, DiffersFromHalvesByLittle) {
+  const Matrix<float> plain = run(cache("f16"), 300), coded = run(cache(GetParam()), 300);
+  double error = 0, energy = 0;
+  for (int64_t i = 0; i < plain.rows() * plain.cols(); ++i) {
+    error += std::pow(static_cast<double>(plain.data()[i]) - coded.data()[i], 2);
+    energy += static_cast<double>(plain.data()[i]) * plain.data()[i];
+  }
+  EXPECT_GT(error, 0);
+  EXPECT_LT(error, .2 * energy);
+}
+
+TEST_P(CodedCache, SequencesTogetherAreSequencesAlone) {
+  std::vector<KvCache> together, alone;
+  for (const int64_t length : {1, 64, 130}) {
+    for (std::vector<KvCache>* caches : {&together, &alone}) {
+      caches->push_back(cache(GetParam()));
+      Matrix<float> hidden(length, model_->desc().d_model);
+      const std::span<const Token> part(ids_.data(), static_cast<size_t>(length));
+      ASSERT_TRUE(model_->forward(caches->back(), part, hidden.view()));
+    }
+  }
+  const std::vector<Token> next = {7, 8, 9};
+  for (int step = 0; step < 3; ++step) {
+    Matrix<float> hidden(3, model_->desc().d_model), one(1, model_->desc().d_model);
+    ASSERT_TRUE(model_->step_batch(together, next, hidden.view()));
+    for (size_t s = 0; s < 3; ++s) {
+      ASSERT_TRUE(model_->forward(alone[s], {&next[s], 1}, one.view()));
+      for (int64_t j = 0; j < one.cols(); ++j) {
+        ASSERT_EQ(hidden(static_cast<int64_t>(s), j), one(0, j)) << GetParam() << " " << s;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Recipes, CodedCache, ::testing::ValuesIn(kRecipes));
+
+using PlainCache = CodedCache;
+
+TEST_F(PlainCache, AWindowWiderThanTheTextCodesNothing) {
+  EXPECT_EQ(run(cache("kv(k=int(2), v=int(2), window=300)"), 60), run(cache("f16"), 300));
+}
+
+TEST_F(PlainCache, GoesBackOrSaysWhyNot) {
+  KvCache kept = cache("kivi-2bit");
+  Matrix<float> hidden(50, model_->desc().d_model);
+  for (size_t i = 0; i < ids_.size(); i += 50) {
+    ASSERT_TRUE(model_->forward(kept, std::span(ids_).subspan(i, 50), hidden.view()));
+  }
+  EXPECT_FALSE(kept.truncate(20));
+  EXPECT_EQ(kept.length(), 300);
+  ASSERT_TRUE(kept.truncate(0));
+  EXPECT_EQ(kept.length(), 0);
+}
+
+}  // namespace
+}  // namespace quern
