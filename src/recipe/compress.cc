@@ -21,6 +21,7 @@
 #include "calib/streams.h"
 #include "model/fused_source.h"
 #include "recipe/dense_tensors.h"
+#include "recipe/finished_steps.h"
 #include "recipe/fit.h"
 #include "recipe/journal.h"
 #include "recipe/output_plan.h"
@@ -66,6 +67,7 @@ class Compression {
     QUERN_TRY(prepare());
     QUERN_ASSIGN(Journal journal, Journal::open(out_, job_));
     journal_ = &journal;
+    finished_ = std::make_unique<FinishedSteps>(journal, plan_, *fused_);
     QUERN_TRY(announce());
     QUERN_TRY(code_ends_before());
     if (needs_streams_) {
@@ -196,38 +198,6 @@ class Compression {
     return {};
   }
 
-  // Takes the reports of a finished step over into the output's header. A report may come from the
-  // journal, which something else may have damaged.
-  Status record(int step, const Json& report) {
-    const auto rows = report.find("matrices");
-    if (rows == report.end() || !rows->is_object()) return damaged(step, "no matrices");
-    for (const auto& item : rows->items()) {
-      const std::string& name = item.key();
-      const auto weight = std::find_if(
-          plan_.weights().begin(), plan_.weights().end(),
-          [&](const WeightPlan& w) { return w.fate == Fate::kCoded && w.name == name; });
-      if (weight == plan_.weights().end()) return damaged(step, name);
-      const auto loss = json_number(item.value(), "error");
-      const auto damping = json_number(item.value(), "damping");
-      const auto raises = json_int(item.value(), "damping_raises", 0, 1 << 20);
-      const auto fallback = json_string(item.value(), "fallback");
-      if (!loss || !damping || !raises || !fallback) return damaged(step, name);
-      PackedTensor tensor;
-      tensor.codec = codec_named(weight->solver->codec().spec());
-      tensor.n_out = weight->n_out;
-      tensor.n_in = weight->n_in;
-      tensor.error = *loss;
-      tensor.act = weight->act;
-      packed_.tensors.emplace(name, std::move(tensor));
-      if (*raises > 0) {
-        result_.notes.push_back(
-            fmt::format("{}: damping raised {} times, to {}", name, *raises, *damping));
-      }
-      if (!fallback->empty()) result_.notes.push_back(fmt::format("{}: {}", name, *fallback));
-    }
-    return {};
-  }
-
   void note_once(std::string note) {
     std::vector<std::string>& notes = result_.notes;
     if (std::find(notes.begin(), notes.end(), note) == notes.end()) {
@@ -235,45 +205,12 @@ class Compression {
     }
   }
 
-  tl::unexpected<Error> damaged(int step, std::string_view what) const {
-    return error("{}: {} is damaged; remove {} and start again", journal_->step_path(step), what,
-                 journal_->folder());
-  }
-
-  std::shared_ptr<const Codec> codec_named(const std::string& spec) {
-    std::shared_ptr<const Codec>& codec = codecs_[spec];
-    if (codec == nullptr) codec = std::move(*make_codec(spec));
-    return codec;
-  }
-
-  // A coded weight of a finished step, mapped from the journal.
-  Result<LinearWeight> reload(int step, const WeightPlan& weight,
-                              const std::shared_ptr<SafetensorsFile>& file) {
-    LinearWeight linear;
-    linear.n_out = weight.n_out;
-    linear.n_in = weight.n_in;
-    linear.codec = &weight.solver->codec();
-    linear.codes = {weight.n_out, weight.n_in, {}};
-    QUERN_ASSIGN(const auto planes, linear.codec->planes(weight.n_out, weight.n_in));
-    for (const PlaneSpec& plane : planes) {
-      const TensorInfo* tensor = file->find(plane_name(weight.name, plane));
-      if (tensor == nullptr || tensor->n_bytes != plane.n_bytes()) {
-        return damaged(step, plane_name(weight.name, plane));
-      }
-      linear.codes.planes.push_back(tensor->bytes);
-    }
-    linear.owner = file;
-    const std::string ranges = ranges_name(weight.name);
-    auto rounding = read_rounding(weight.act, weight.n_in, file->find(ranges), ranges);
-    if (!rounding) return damaged(step, rounding.error().message);
-    linear.rounding = *std::move(rounding);
-    QUERN_ASSIGN(linear.bias, fused_->bias(weight.id));
-    return in_runtime_form(std::move(linear), weight.solver->codec());
-  }
-
   Status finish_step(int step, const std::vector<OutputTensor>& tensors, const Json& report) {
     QUERN_TRY(journal_->write(step, tensors, report));
     return record(step, report);
+  }
+  Status record(int step, const Json& report) {
+    return finished_->record(step, report, packed_, result_.notes);
   }
 
   Status code_ends_before() {
@@ -282,7 +219,7 @@ class Compression {
     if (journal_->has(step)) {
       QUERN_ASSIGN(file, journal_->read(step));
       const auto restored = fitting_->restore_start(*file);
-      if (!restored) return damaged(step, restored.error().message);
+      if (!restored) return journal_->damaged(step, restored.error().message);
     } else {
       QUERN_TRY(fitting_->fit_start(corpus_, result_.notes));
     }
@@ -310,7 +247,7 @@ class Compression {
     }
     if (embedding.fate != Fate::kCoded) return {};
     QUERN_ASSIGN(file, journal_->read(step));
-    QUERN_ASSIGN(coded_ends_.embed, reload(step, embedding, file));
+    QUERN_ASSIGN(coded_ends_.embed, finished_->reload(step, embedding, file));
     if (fused_->desc().tied_head) coded_ends_.head = coded_ends_.embed;
     return {};
   }
@@ -326,7 +263,7 @@ class Compression {
       QUERN_ASSIGN(file, journal_->read(step));
       if (recipe_.is_fitted()) {
         const auto fitted = fitting_->restore(layer, report.value("fitted", Json()), *file);
-        if (!fitted) return damaged(step, fitted.error().message);
+        if (!fitted) return journal_->damaged(step, fitted.error().message);
       }
       if (!needs_streams_) return {};
     } else if (recipe_.is_fitted()) {
@@ -341,7 +278,8 @@ class Compression {
     if (file != nullptr) {
       for (const WeightPlan* weight : plan_.of_layer(layer)) {
         if (weight->fate != Fate::kCoded) continue;
-        QUERN_ASSIGN(coded.at(weight->id.role, weight->id.expert), reload(step, *weight, file));
+        QUERN_ASSIGN(coded.at(weight->id.role, weight->id.expert),
+                     finished_->reload(step, *weight, file));
       }
       return advance(layer, source, coded);
     }
@@ -500,7 +438,7 @@ class Compression {
   Packed packed_;
   Json job_;
   Journal* journal_ = nullptr;
-  std::map<std::string, std::shared_ptr<const Codec>> codecs_;
+  std::unique_ptr<FinishedSteps> finished_;
   double done_ = 0;
   int n_coded_in_layer_ = 0;
   CompressResult result_;

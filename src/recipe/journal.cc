@@ -89,6 +89,10 @@ Result<Json> Journal::report(int step) const {
   return parse_json(it->second, step_path(step));
 }
 
+tl::unexpected<Error> Journal::damaged(int step, std::string_view what) const {
+  return error("{}: {} is damaged; remove {} and start again", step_path(step), what, folder_);
+}
+
 Status Journal::publish(const std::string& results, const std::string& out) {
   std::error_code problem;
   const std::string old = folder_ + "/replaced";

@@ -7,6 +7,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
@@ -40,6 +41,8 @@ class Journal {
   Status write(int step, const std::vector<OutputTensor>& tensors, const Json& report);
   Result<std::unique_ptr<SafetensorsFile>> read(int step) const;
   Result<Json> report(int step) const;
+  // The error of a step whose file does not hold what it must.
+  tl::unexpected<Error> damaged(int step, std::string_view what) const;
 
   // Moves the folder of results to its final place; replaces an older output there.
   Status publish(const std::string& results, const std::string& out);
