@@ -5,12 +5,14 @@
 
 #include <cmath>
 
+#include "base/file.h"
 #include "base/random.h"
 #include "eval/evaluate.h"
 #include "model/changed_model.h"
 #include "model/model.h"
 #include "recipe/compress.h"
 #include "scratch.h"
+#include "tokenizer/tokenizer.h"
 
 namespace quern {
 namespace {
@@ -155,6 +157,58 @@ TEST(Transforms, AFittedOperatorStandsInTheFileBeforeAPlannedOne) {
   }
   EXPECT_FALSE((*files)->basis().at(Site::kFfn, 0).operators()[0]->tensors()[0].bytes ==
                (*files)->basis().at(Site::kFfn, 1).operators()[0]->tensors()[0].bytes);
+}
+
+double perplexity(const Matrix<float>& logits, std::span<const Token> ids) {
+  double nats = 0;
+  for (int64_t i = 0; i + 1 < logits.rows(); ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < logits.cols(); ++j) sum += std::exp(double(logits(i, j)));
+    nats += std::log(sum) - logits(i, ids[static_cast<size_t>(i) + 1]);
+  }
+  return std::exp(nats / double(logits.rows() - 1));
+}
+
+// The weights of the bundled model as a rotated file holds them, run with all that must be done
+// online and then with one operator left out.
+TEST(Transforms, LeavingOutOneOnlineOperatorDestroysTheBundledModel) {
+  const std::string tiny = QUERN_SOURCE_DIR "/models/tiny";
+  const ScratchFolder scratch;
+  const std::string recipe = "rotate(rht, sites=residual+value+heads+qk+ffn)";
+  ASSERT_TRUE(compress(small(tiny, scratch / "out", recipe)));
+  const auto store = WeightStore::open(scratch / "out");
+  ASSERT_TRUE(store.has_value()) << store.error().message;
+  const ModelDesc& desc = store->model();
+  const auto weights = *DenseWeights<float>::load(*store);
+  const auto original = WeightStore::open(tiny);
+  const auto original_weights = *DenseWeights<float>::load(*original);
+  const auto text = read_file(QUERN_SOURCE_DIR "/models/evaluation.txt");
+  ASSERT_TRUE(text.has_value());
+  std::vector<Token> ids = (*Tokenizer::open(tiny))->tokenize(text->substr(0, 2000));
+  ASSERT_GT(ids.size(), 96u);
+  ids.resize(96);
+
+  using Hooks = ReferenceHooks<float>;
+  const Hooks whole = online_hooks<float>(desc, store->packed().basis);
+  const auto with = [&](const Hooks& hooks) {
+    return perplexity(reference_logits(desc, weights, ids, hooks), ids);
+  };
+  const double expected =
+      perplexity(reference_logits(original->model(), original_weights, ids), ids);
+  EXPECT_NEAR(with(whole) / expected, 1, 1e-2);  // weights are rounded to bfloat16 again
+  const std::pair<const char*, std::function<void(Hooks&)>> damages[] = {
+      {"the start of the stream", [](Hooks& hooks) { hooks.after_embedding = nullptr; }},
+      {"the end of the stream", [](Hooks& hooks) { hooks.before_final_norm = nullptr; }},
+      {"heads", [](Hooks& hooks) { hooks.o_input = nullptr; }},
+      {"ffn", [](Hooks& hooks) { hooks.down_input = nullptr; }},
+      {"q", [](Hooks& hooks) { hooks.q = nullptr; }},
+      {"k", [](Hooks& hooks) { hooks.k = nullptr; }},
+  };
+  for (const auto& [what, damage] : damages) {
+    Hooks hooks = whole;
+    damage(hooks);
+    EXPECT_GT(with(hooks), 5 * expected) << "without " << what;
+  }
 }
 
 }  // namespace
