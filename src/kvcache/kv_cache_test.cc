@@ -79,7 +79,7 @@ TEST(LayerKv, HowATextIsCutDoesNotShow) {
   constexpr int64_t kDims = 64, kPositions = 400;
   const Matrix<float> k = random_rows(kPositions, kHeads * kDims, 1);
   const Matrix<float> v = random_rows(kPositions, kHeads * kDims, 2);
-  for (const char* text : {"q4", "kivi-2bit", "kv(k=f16, v=int(3), window=100)"}) {
+  for (const char* text : {"q4", "kivi-2bit", "lloyd-3bit", "kv(k=f16, v=int(3), window=100)"}) {
     LayerKv whole({kHeads, kDims}, kPositions, recipe_of(text));
     put_all(whole, k, v, {kPositions});
     for (const std::vector<int64_t>& cut : {std::vector<int64_t>{1}, {64}, {63, 1, 130}}) {

@@ -13,6 +13,7 @@
 #include "base/float_types.h"
 #include "kernels/kernels.h"
 #include "kvcache/kv_codec.h"
+#include "kvcache/kv_codes.h"
 
 namespace quern {
 namespace {
@@ -98,25 +99,7 @@ class KvInt final : public KvCodec {
       const float level = scale > 0 ? std::nearbyint((x[first + i * step] - base) / scale) : 0;
       // What is no number becomes 0.
       const int code = level > 0 ? static_cast<int>(std::min(level, static_cast<float>(most))) : 0;
-      put_code(s, first + i * step, code, codes);
-    }
-  }
-
-  static void put_code(const KvIntShape& s, int64_t at, int code, std::byte* codes) {
-    const int64_t line = at / 64, j = at % 64;
-    const auto add = [](std::byte& byte, int64_t value, int64_t shift) {
-      byte |= static_cast<std::byte>(value << shift);
-    };
-    switch (s.bits) {
-      case 8:
-        return add(codes[at], code, 0);
-      case 4:
-        return add(codes[line * 32 + j / 32 * 16 + j % 16], code, j / 16 % 2 * 4);
-      case 1:
-        return add(codes[line * 8 + j / 8], code, j % 8);
-      default:
-        add(codes[line * 16 + j % 16], code & 3, j / 16 * 2);
-        if (s.bits == 3) add(codes[s.rows * s.cols / 4 + line * 8 + j / 8], code >> 2, j % 8);
+      put_kv_code(s.bits, s.rows * s.cols, first + i * step, code, codes);
     }
   }
 
@@ -135,26 +118,6 @@ constexpr std::string_view kExamples[] = {"int(8)",
                                           "int(2, group=64)",
                                           "int(1, per=channel, group=16)"};
 
-int code_at(const KvIntShape& s, const std::byte* codes, int64_t at) {
-  const int64_t line = at / 64, j = at % 64;
-  const auto bits = [&](int64_t byte, int64_t shift, int mask) {
-    return std::to_integer<int>(codes[byte] >> shift) & mask;
-  };
-  switch (s.bits) {
-    case 8:
-      return bits(at, 0, 255);
-    case 4:
-      return bits(line * 32 + j / 32 * 16 + j % 16, j / 16 % 2 * 4, 15);
-    case 1:
-      return bits(line * 8 + j / 8, j % 8, 1);
-    default: {
-      const int low = bits(line * 16 + j % 16, j / 16 * 2, 3);
-      if (s.bits == 2) return low;
-      return low + 4 * bits(s.rows * s.cols / 4 + line * 8 + j / 8, j % 8, 1);
-    }
-  }
-}
-
 }  // namespace
 
 void decode_kv_int_ref(const KvIntShape& s, const std::byte* page, float* x) {
@@ -164,7 +127,8 @@ void decode_kv_int_ref(const KvIntShape& s, const std::byte* page, float* x) {
     for (int64_t j = 0; j < s.cols; ++j) {
       const int64_t p =
           s.is_along_rows ? i * (s.cols / s.group) + j / s.group : i / s.group * s.cols + j;
-      const auto code = static_cast<float>(code_at(s, page, i * s.cols + j));
+      const auto code =
+          static_cast<float>(kv_code_at(s.bits, s.rows * s.cols, page, i * s.cols + j));
       x[i * s.cols + j] = std::fma(code, half_at(scales, p), half_at(least, p));
     }
   }

@@ -23,6 +23,9 @@ constexpr KvPreset kPresets[] = {
      "QuaRot's cache"},
     {"kivi-4bit", "kv(k=int(4, per=channel), v=int(4), window=64)", "KIVI at 4 bits"},
     {"kivi-2bit", "kv(k=int(2, per=channel), v=int(2), window=64)", "KIVI at 2 bits"},
+    {"lloyd-4bit", "kv(k=lloyd(4), v=lloyd(4), rotate=true)", "TurboQuant at 4 bits"},
+    {"lloyd-3bit", "kv(k=lloyd(3), v=lloyd(3), rotate=true)", "TurboQuant at 3 bits"},
+    {"lloyd-2bit", "kv(k=lloyd(2), v=lloyd(2), rotate=true)", "TurboQuant at 2 bits"},
 };
 
 }  // namespace

@@ -11,9 +11,13 @@ namespace quern {
 namespace {
 
 const std::string kTiny = QUERN_SOURCE_DIR "/models/tiny";
-constexpr const char* kRecipes[] = {"q8",         "q4",
-                                    "quarot-kv4", "kivi-4bit",
-                                    "kivi-2bit",  "kv(k=int(3, per=channel), v=f16, window=10)"};
+constexpr const char* kRecipes[] = {"q8",
+                                    "q4",
+                                    "quarot-kv4",
+                                    "kivi-4bit",
+                                    "kivi-2bit",
+                                    "lloyd-3bit",
+                                    "kv(k=int(3, per=channel), v=f16, window=10)"};
 
 class CodedCache : public ::testing::TestWithParam<const char*> {
  protected:
