@@ -100,7 +100,7 @@ Status measure_quality(const CompareOptions& o, const Models& models, std::span<
   };
   QUERN_ASSIGN(const std::vector<EvalResult> results, evaluate(models, models[0], ids, eval));
   for (size_t i = 0; i < rows.size(); ++i) rows[i].eval = results[i];
-  rows[0].eval.has_base = false;
+  rows[0].eval.has_base = eval.kv.is_coded();  // else it would be compared with itself
   return {};
 }
 
@@ -111,6 +111,7 @@ Status measure_one(const CompareOptions& o, const Model& model, const Tokenizer&
   row.linear_bpw = model.files().linear_bpw();
   if (!o.no_speed) {
     SpeedOptions speed = o.speed;
+    speed.kv = o.eval.kv;
     speed.n_prompt = std::min(speed.n_prompt, model.desc().n_context - speed.n_generate);
     QUERN_ASSIGN(row.speed, measure_speed(model, speed));
     row.decode_weights_per_second = measure_decoding(model);
@@ -120,6 +121,7 @@ Status measure_one(const CompareOptions& o, const Model& model, const Tokenizer&
   if (model.desc().bos >= 0) prompt.insert(prompt.begin(), model.desc().bos);
   GenerateOptions options;
   options.n_predict = o.n_predict;
+  options.kv = o.eval.kv;
   options.sampler.temperature = 0;
   options.on_text = [&](std::string_view piece) {
     row.sample += piece;
@@ -180,7 +182,8 @@ void print_table(const std::vector<Row>& rows, bool with_speed) {
   }
   fmt::print(
       "bpw: all bytes of the weight files over all parameters; linear: of the layers' matrices;\n"
-      "KL: nats per token to the original; *: nothing smaller is as close to the original.\n{}",
+      "KL: nats per token to the original with a plain cache; *: nothing smaller is as close to "
+      "the original.\n{}",
       with_speed ? "decode/s: weights of the coded matrices decoded alone, on all threads.\n" : "");
 }
 
@@ -257,6 +260,7 @@ Status run_compare(const CompareOptions& o) {
   }
   QUERN_ASSIGN(const std::string text, evaluation_text(o.text));
   QUERN_ASSIGN(const auto base, Model::open(o.model));
+  QUERN_TRY(base->make_cache(1, o.eval.kv));
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o.model));
   const std::vector<Token> ids = tokenizer->tokenize(text);
   ProgressBar bar(o.json || o.csv);
@@ -282,7 +286,10 @@ Status run_compare(const CompareOptions& o) {
   rank(rows);
   if (o.json) {
     Json list = Json::array();
-    for (const Row& row : rows) list.push_back(to_json(row));
+    for (const Row& row : rows) {
+      list.push_back(to_json(row));
+      list.back()["kv"] = o.eval.kv.text;
+    }
     fmt::print("{}\n", list.dump(1, ' ', false, Json::error_handler_t::replace));
   } else if (o.csv) {
     print_csv(rows);
@@ -308,6 +315,7 @@ Action declare_compare(CLI::App& app) {
   app.add_flag("--no-speed", o->no_speed, "do not time the models");
   app.add_flag("--csv", o->csv, "comma-separated output");
   add_activations(app, o->activations);
+  add_kv(app, o->eval.kv);
   add_threads(app);
   add_json(app, o->json);
   app.footer(

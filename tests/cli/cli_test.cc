@@ -236,6 +236,26 @@ TEST(Cli, ComparePrintsATableInThreeForms) {
   EXPECT_EQ(std::count(ran.out.begin(), ran.out.end(), 'G'), 2) << "two are coded: " << ran.out;
 }
 
+TEST(Cli, CompareTakesOneCacheForAll) {
+  const ScratchFolder scratch;
+  const std::string text = scratch / "text";
+  ASSERT_TRUE(write_file_atomically(text, words()));
+  std::vector<Json> tables;
+  for (const char* kv : {"f16", "kv(k=int(1), v=int(1))"}) {
+    const Ran ran = run_quern({"compare", kTiny, "--recipes", "rtn(int(8))", "--work",
+                               scratch / "work", "--text", text, "--ctx", "128", "--windows", "2",
+                               "--no-speed", "--json", "--kv", kv});
+    ASSERT_EQ(ran.code, 0) << ran.err;
+    tables.push_back(Json::parse(ran.out));
+    EXPECT_EQ(tables.back()[0].contains("kl_mean"), tables.size() == 2);  // of the original
+    EXPECT_NE(tables.back()[0]["kv"].get<std::string>().find(tables.size() == 2 ? "int(1" : "f16"),
+              std::string::npos);
+  }
+  EXPECT_GT(tables[1][0]["kl_mean"], 0);
+  EXPECT_GT(tables[1][1]["kl_mean"], tables[0][1]["kl_mean"]);
+  expect_failure({"compare", kTiny, "--recipes", "rtn(int(4))", "--kv", "q5"}, 2, "q5");
+}
+
 TEST(Cli, ListPrintsJson) {
   const Ran list = run_quern({"list", "--json"});
   ASSERT_EQ(list.code, 0);
