@@ -13,6 +13,7 @@
 #include <cmath>
 #include <map>
 
+#include "base/float_types.h"
 #include "transforms/duquant_rotation.h"
 #include "transforms/transform.h"
 
@@ -75,6 +76,10 @@ std::vector<float> abs_max(const Matrix<float>& rows) {
     }
   }
   return most;
+}
+
+double as_half(double value) {
+  return static_cast<double>(f16_to_float(float_to_f16(static_cast<float>(value))));
 }
 
 class Duquant final : public Transform {
@@ -183,11 +188,11 @@ class Duquant final : public Transform {
     return {};
   }
 
-  // x R as x M^T.
+  // x R as x M^T, in halves, as which files keep it. Weights get the inverse of what was rounded.
   static Result<OperatorPtr> operator_of(const Matrix<double>& r) {
     Matrix<double> m(r.rows(), r.rows());
     for (int64_t i = 0; i < r.rows(); ++i) {
-      for (int64_t j = 0; j < r.rows(); ++j) m(i, j) = r(j, i);
+      for (int64_t j = 0; j < r.rows(); ++j) m(i, j) = as_half(r(j, i));
     }
     return make_dense(m.view());
   }

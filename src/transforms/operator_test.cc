@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "base/float_types.h"
 #include "base/random.h"
 #include "linalg/decompose.h"
 
@@ -47,6 +48,8 @@ std::vector<float> scales(int64_t n, uint64_t seed) {
   return scale;
 }
 
+double in_half(double value) { return f16_to_float(float_to_f16(static_cast<float>(value))); }
+
 struct Case {
   std::string name;
   OperatorPtr op;
@@ -66,6 +69,9 @@ std::vector<Case> cases() {
     add("diagonal", make_diagonal(scales(n, seed)));
     add("permutation", make_permutation(shuffled(n, seed)));
     add("dense", make_dense(std::as_const(square).view()));
+    Matrix<double> halves = square;
+    for (int64_t i = 0; i < n * n; ++i) halves.data()[i] = in_half(halves.data()[i]);
+    add("dense of halves", make_dense(std::as_const(halves).view()));
     add("haar", make_random_orthogonal(n, seed, 2));
     const std::vector<Matrix<double>> blocks = {invertible(n, 1), invertible(n, 2)};
     add("block_diagonal", make_block_diagonal(blocks));
@@ -228,6 +234,17 @@ TEST(Operator, IsReadAsItWasWritten) {
     EXPECT_EQ((*read)->kind(), c.op->kind()) << c.name;
     EXPECT_TRUE(matrix_of(**read) == matrix_of(*c.op)) << c.name;
   }
+}
+
+TEST(Operator, IsWrittenInTheShortestTypeThatHoldsIt) {
+  const auto dtype = [](const Result<OperatorPtr>& op) { return (*op)->tensors()[0].dtype; };
+  Matrix<double> m = invertible(8, 1);
+  EXPECT_EQ(dtype(make_dense(std::as_const(m).view())), DType::kF32);
+  EXPECT_EQ(dtype(make_random_orthogonal(8, 1, 2)), DType::kF64);
+  for (int64_t i = 0; i < 64; ++i) m.data()[i] = in_half(m.data()[i]);
+  EXPECT_EQ(dtype(make_dense(std::as_const(m).view())), DType::kF16);
+  m(0, 0) = 65536;  // past the halves
+  EXPECT_EQ(dtype(make_dense(std::as_const(m).view())), DType::kF32);
 }
 
 TEST(Operator, RefusesDataThatDoesNotFit) {
