@@ -49,6 +49,7 @@ Result<std::unique_ptr<Model>> open_or_make(const BenchOptions& o) {
     return Model::open(o.model, o.synthetic.activations);
   }
   SyntheticOptions options = o.synthetic;
+  options.n_context = o.speed.depth + o.speed.n_prompt + o.speed.n_generate;
   if (!o.transform.empty()) {
     QUERN_ASSIGN(options.basis, plan_basis(o.transform, o.shape, options.seed));
   }
@@ -84,6 +85,8 @@ Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed
           {"kv", o.speed.kv.text},
           {"isa", isa_name(best_isa())},
           {"threads", thread_count()},
+          {"kv_bytes", speed.kv_bytes},
+          {"depth", o.speed.depth},
           {"n_prompt", o.speed.n_prompt},
           {"n_gen", o.speed.n_generate},
           {"batch", o.speed.n_sequences},
@@ -151,6 +154,10 @@ void print_text(const Json& json) {
     const double part = json[key].get<double>();
     return part > 0 ? fmt::format(", {:.2f} % in online operators", 100 * part) : std::string();
   };
+  if (json["depth"].get<int64_t>() > 0) {
+    fmt::print("behind   {:6} tokens, cache {}, {}\n", json["depth"].get<int64_t>(),
+               json["kv"].get<std::string>(), human_bytes(json["kv_bytes"].get<double>()));
+  }
   fmt::print("prompt   {:6}       {:10.2f} tokens/s, slowest run {:.2f}{}{}\n",
              json["n_prompt"].get<int64_t>(), json["prompt_tokens_per_second"].get<double>(),
              json["prompt_tokens_per_second_min"].get<double>(),
@@ -224,6 +231,8 @@ Action declare_bench(CLI::App& app) {
   app.add_option("-p,--n-prompt", o->speed.n_prompt, "prompt tokens")
       ->check(CLI::Range(1, 1 << 24));
   app.add_option("-n,--n-gen", o->speed.n_generate, "generated tokens of a sequence")
+      ->check(CLI::Range(0, 1 << 24));
+  app.add_option("-d,--depth", o->speed.depth, "tokens in the cache before the prompt")
       ->check(CLI::Range(0, 1 << 24));
   app.add_option("-b,--batch", o->speed.n_sequences, "sequences decoded at once")
       ->check(CLI::Range(1, 1 << 16));

@@ -28,8 +28,11 @@ class SpeedRun {
       : model_(model), o_(options), number_(number), random_(options.seed) {}
 
   Status run(SpeedResult& result) {
-    QUERN_ASSIGN(KvCache cache, model_.make_cache(o_.n_prompt + o_.n_generate, o_.kv));
+    const int64_t room = o_.depth + o_.n_prompt + o_.n_generate;
+    QUERN_ASSIGN(KvCache cache, model_.make_cache(room, o_.kv));
+    QUERN_TRY(fill(cache));
     QUERN_TRY(run_prompt(cache, result));
+    result.kv_bytes = cache.n_bytes();
     if (o_.n_generate == 0) return {};
     std::vector<KvCache> caches(static_cast<size_t>(o_.n_sequences), cache);
     return run_steps(caches, result);
@@ -43,6 +46,26 @@ class SpeedRun {
   Status proceed(double part, std::string_view what) const {
     if (o_.proceed((number_ + part) / o_.repetitions, what)) return {};
     return tl::unexpected<Error>(Error{ErrorKind::kCancelled, "cancelled"});
+  }
+
+  // What a long context costs does not depend on what it says: one block of rows, over and over.
+  Status fill(KvCache& cache) {
+    constexpr int64_t kRows = 512;
+    const std::vector<LayerDesc>& layers = model_.desc().layers;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const AttentionDesc& a = layers[i].attention;
+      Matrix<float> rows(std::min(kRows, o_.depth), a.n_kv_heads * a.d_head);
+      for (int64_t j = 0; j < rows.rows() * rows.cols(); ++j) {
+        rows.data()[j] = static_cast<float>(random_.gaussian());
+      }
+      for (int64_t p = 0; p < o_.depth; p += kRows) {
+        QUERN_TRY(proceed(0, "fill the cache"));
+        const auto part = rows.view().row_range(0, std::min(kRows, o_.depth - p));
+        cache.layer(i).put(p, part, part);
+      }
+    }
+    cache.advance(o_.depth);
+    return {};
   }
 
   Status run_prompt(KvCache& cache, SpeedResult& result) {
@@ -108,10 +131,13 @@ double Rates::median_online() const { return median_of(online); }
 double Rates::min() const { return runs.empty() ? 0 : *std::min_element(runs.begin(), runs.end()); }
 
 Result<SpeedResult> measure_speed(const Model& model, const SpeedOptions& options) {
-  if (options.n_prompt < 1 || options.n_generate < 0 || options.n_sequences < 1) {
+  if (options.depth < 0 || options.n_prompt < 1 || options.n_generate < 0 ||
+      options.n_sequences < 1) {
     return usage_error(
-        "speed of {} prompt tokens, {} steps, {} sequences: expected at least 1, 0, 1",
-        options.n_prompt, options.n_generate, options.n_sequences);
+        "speed behind {} tokens of {} prompt tokens, {} steps, {} sequences: expected at least 0, "
+        "1, "
+        "0, 1",
+        options.depth, options.n_prompt, options.n_generate, options.n_sequences);
   }
   SpeedResult result;
   for (int r = 0; r < options.repetitions; ++r) {

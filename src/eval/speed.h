@@ -12,6 +12,7 @@
 namespace quern {
 
 struct SpeedOptions {
+  int64_t depth = 0;  // positions that the cache holds before: random keys and values
   int64_t n_prompt = 512;
   int64_t n_generate = 64;  // steps; each gives one token of every sequence
   int64_t n_sequences = 1;  // decoded at once
@@ -34,6 +35,7 @@ struct Rates {
 };
 
 struct SpeedResult {
+  size_t kv_bytes = 0;  // allocated for one sequence behind the prompt
   Rates prompt;     // of one sequence
   Rates generated;  // of all sequences together
 };

@@ -186,6 +186,7 @@ Result<LinearWeight> synthetic_linear(const std::string& codec, int64_t n_out, i
 Result<std::unique_ptr<Model>> synthetic_model(std::string_view shape,
                                                const SyntheticOptions& options) {
   QUERN_ASSIGN(ModelDesc desc, shape_desc(shape));
+  desc.n_context = std::max(desc.n_context, options.n_context);
   const std::string& head_text = options.head_codec.empty() ? options.codec : options.head_codec;
   QUERN_ASSIGN(Filler layers, Filler::make(options.codec, options.seed, options.activations));
   QUERN_ASSIGN(Filler ends, Filler::make(head_text, options.seed, options.activations));

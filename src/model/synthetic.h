@@ -22,8 +22,9 @@ struct SyntheticOptions {
   std::string head_codec;     // of embedding and head; empty: `codec`
   uint64_t seed = 0;
   Activations activations = Activations::kExact;
-  std::string act;    // of the inputs of coded layers, with scales of each row; empty: none
-  BasisChange basis;  // whose online operators run; nothing is folded into random weights
+  int64_t n_context = 0;  // at least; 0: as the shape has it
+  std::string act;        // of the inputs of coded layers, with scales of each row; empty: none
+  BasisChange basis;      // whose online operators run; nothing is folded into random weights
 };
 
 // Gaussian weights of variance 1 / n_in, so that activations stay in range; norms are one, biases
