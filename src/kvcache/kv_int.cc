@@ -96,11 +96,16 @@ class KvInt final : public KvCodec {
     put_half(scales, p, (high - low) / static_cast<float>(most));
     const float scale = half_at(scales, p), base = half_at(least, p);
     for (int64_t i = 0; i < s.group; ++i) {
-      const float level = scale > 0 ? std::nearbyint((x[first + i * step] - base) / scale) : 0;
-      // What is no number becomes 0.
-      const int code = level > 0 ? static_cast<int>(std::min(level, static_cast<float>(most))) : 0;
-      put_kv_code(s.bits, s.rows * s.cols, first + i * step, code, codes);
+      const float level = scale > 0 ? (x[first + i * step] - base) / scale : 0;
+      put_kv_code(s.bits, s.rows * s.cols, first + i * step, nearest_code(level, most), codes);
     }
+  }
+
+  // Ties to even; what is no number becomes 0.
+  static int nearest_code(float level, int most) {
+    constexpr float kToWhole = 0x1.8p23f;  // added, it leaves no place behind the point
+    const float cut = level > 0 ? std::min(level, static_cast<float>(most)) : 0.0f;
+    return static_cast<int>(cut + kToWhole - kToWhole);
   }
 
   std::string spec_;
