@@ -36,8 +36,8 @@ struct Rates {
 
 struct SpeedResult {
   size_t kv_bytes = 0;  // allocated for one sequence behind the prompt
-  Rates prompt;     // of one sequence
-  Rates generated;  // of all sequences together
+  Rates prompt;         // of one sequence
+  Rates generated;      // of all sequences together
 };
 
 // Fails on a batch of no sequence and where the model has no room for prompt and steps.
