@@ -63,7 +63,7 @@ void LayerKv::make_room(int64_t position, int64_t n) {
 }
 
 void LayerKv::put(int64_t position, MatrixView<const float> k, MatrixView<const float> v) {
-  QUERN_DCHECK(position == length_ && position + k.rows <= capacity_);
+  QUERN_CHECK(position == length_ && position + k.rows <= capacity_);
   if (recipe_->is_coded()) make_room(position, k.rows);
   length_ = position + k.rows;
   const int64_t sealed = recipe_->coded_before(length_ - 1) / kKeyBlock;
