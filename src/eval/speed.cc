@@ -114,10 +114,6 @@ class SpeedRun {
   Random random_;
 };
 
-}  // namespace
-
-namespace {
-
 double median_of(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values.empty() ? 0 : values[values.size() / 2];
@@ -134,9 +130,8 @@ Result<SpeedResult> measure_speed(const Model& model, const SpeedOptions& option
   if (options.depth < 0 || options.n_prompt < 1 || options.n_generate < 0 ||
       options.n_sequences < 1) {
     return usage_error(
-        "speed behind {} tokens of {} prompt tokens, {} steps, {} sequences: expected at least 0, "
-        "1, "
-        "0, 1",
+        "speed behind {} tokens of {} prompt tokens, {} steps, {} sequences: expected at least "
+        "0, 1, 0, 1",
         options.depth, options.n_prompt, options.n_generate, options.n_sequences);
   }
   SpeedResult result;

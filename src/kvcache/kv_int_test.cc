@@ -5,34 +5,10 @@
 
 #include <cmath>
 
-#include "base/random.h"
-#include "kvcache/kv_codec.h"
-#include "tensor/matrix.h"
+#include "kvcache/kv_testing.h"
 
 namespace quern {
 namespace {
-
-constexpr KvSide kSides[] = {KvSide::kKeys, KvSide::kValues};
-
-std::unique_ptr<KvCodec> codec_of(std::string_view text) {
-  return std::move(*make_kv_codec(*spec::parse_call(text)));
-}
-
-std::vector<float> gaussian_page(int64_t d_head, uint64_t seed) {
-  Random random(seed);
-  std::vector<float> x(static_cast<size_t>(kKeyBlock * d_head));
-  for (float& value : x) value = static_cast<float>(random.gaussian());
-  return x;
-}
-
-std::vector<float> coded(const KvCodec& codec, KvSide side, int64_t d_head,
-                         const std::vector<float>& x) {
-  std::vector<std::byte> page(static_cast<size_t>(codec.page_bytes(side, d_head)));
-  codec.encode(side, d_head, x.data(), page.data());
-  std::vector<float> y(x.size());
-  codec.decode(side, d_head, page.data(), y.data());
-  return y;
-}
 
 double relative_error(const std::vector<float>& x, const std::vector<float>& y) {
   double error = 0, energy = 0;

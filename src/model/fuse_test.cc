@@ -16,9 +16,9 @@
 namespace quern {
 namespace {
 
+using test::Fixture;
 using test::fixture_names;
-using test::fixture_path;
-using test::read_json;
+using test::open_fixture;
 
 constexpr uint64_t kSeed = 7;
 constexpr Site kAllSites[] = {Site::kResidual, Site::kValue, Site::kHeads, Site::kQk, Site::kFfn};
@@ -33,18 +33,6 @@ constexpr double kDoubleTolerance = 1e-10;
 constexpr double kFloatTolerance = 1e-4;
 // What leaving out one operator must exceed: no fixture computes nearly the same without it.
 constexpr double kMassive = 1e-2;
-
-struct Fixture {
-  WeightStore store;
-  std::vector<int32_t> ids;
-  const ModelDesc& model() const { return store.model(); }
-};
-
-Fixture open_fixture(const std::string& name) {
-  auto store = WeightStore::open(fixture_path(name));
-  EXPECT_TRUE(store.has_value()) << (store ? "" : store.error().message);
-  return {*std::move(store), read_json(fixture_path(name) + "/golden.json")["ids"]};
-}
 
 struct Plan {
   BasisChange basis;

@@ -14,6 +14,7 @@
 
 #include "formats/checkpoint.h"
 #include "formats/json.h"
+#include "model/weights.h"
 
 namespace quern::test {
 
@@ -38,6 +39,19 @@ inline Json read_json(const std::string& path) {
 
 inline Json fixture_config(std::string_view name) {
   return read_json(fixture_path(name) + "/config.json");
+}
+
+// The weights of such a model, and the token ids of its golden file.
+struct Fixture {
+  WeightStore store;
+  std::vector<int32_t> ids;
+  const ModelDesc& model() const { return store.model(); }
+};
+
+inline Fixture open_fixture(const std::string& name) {
+  auto store = WeightStore::open(fixture_path(name));
+  EXPECT_TRUE(store.has_value()) << (store ? "" : store.error().message);
+  return {*std::move(store), read_json(fixture_path(name) + "/golden.json")["ids"]};
 }
 
 // A checkpoint of float32 tensors in memory, first a copy of one on disk.

@@ -13,26 +13,14 @@
 namespace quern {
 namespace {
 
+using test::Fixture;
 using test::fixture_names;
-using test::fixture_path;
-using test::read_json;
+using test::open_fixture;
 
 // Scales of e^+-1 and well conditioned matrices keep fuse_test's count of roundings.
 constexpr double kDoubleTolerance = 1e-10;
 constexpr double kFloatTolerance = 1e-4;
 constexpr double kMassive = 1e-3;
-
-struct Fixture {
-  WeightStore store;
-  std::vector<int32_t> ids;
-  const ModelDesc& model() const { return store.model(); }
-};
-
-Fixture open_fixture(const std::string& name) {
-  auto store = WeightStore::open(fixture_path(name));
-  EXPECT_TRUE(store.has_value()) << (store ? "" : store.error().message);
-  return {*std::move(store), read_json(fixture_path(name) + "/golden.json")["ids"]};
-}
 
 int64_t width(const ModelDesc& model, Site site, int layer) {
   const LayerDesc& desc = model.layers[static_cast<size_t>(layer)];

@@ -11,6 +11,7 @@
 #include "base/parallel.h"
 #include "base/random.h"
 #include "eval/evaluate.h"
+#include "fixtures.h"
 #include "formats/safetensors.h"
 #include "model/fuse.h"
 #include "recipe/recipe.h"
@@ -19,31 +20,12 @@
 namespace quern {
 namespace {
 
+using test::fixture;
+using test::fixtures;
 using test::ScratchFolder;
+using test::small;
 
 const std::string kTiny = QUERN_SOURCE_DIR "/models/tiny";
-
-std::string fixture(std::string_view name) {
-  return fmt::format("{}/tests/data/fixtures/{}", QUERN_SOURCE_DIR, name);
-}
-
-std::vector<std::string> fixtures() {
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(fixture(""))) {
-    names.push_back(entry.path().filename().string());
-  }
-  return names;
-}
-
-CompressOptions small(const std::string& model, const std::string& out, const std::string& recipe) {
-  CompressOptions options;
-  options.model = model;
-  options.out = out;
-  options.recipe = recipe;
-  options.corpus.n_samples = 3;
-  options.corpus.length = 16;
-  return options;
-}
 
 std::vector<Token> random_ids(int64_t n_vocab, int n) {
   Random random(5);

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "eval/evaluate.h"
+#include "fixtures.h"
 #include "model/changed_model.h"
 #include "model/model.h"
 #include "recipe/compress.h"
@@ -17,29 +18,10 @@
 namespace quern {
 namespace {
 
+using test::fixture;
+using test::fixtures;
 using test::ScratchFolder;
-
-std::string fixture(std::string_view name) {
-  return fmt::format("{}/tests/data/fixtures/{}", QUERN_SOURCE_DIR, name);
-}
-
-std::vector<std::string> fixtures() {
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(fixture(""))) {
-    names.push_back(entry.path().filename().string());
-  }
-  return names;
-}
-
-CompressOptions small(const std::string& model, const std::string& out, const std::string& recipe) {
-  CompressOptions options;
-  options.model = model;
-  options.out = out;
-  options.recipe = recipe;
-  options.corpus.n_samples = 3;
-  options.corpus.length = 16;
-  return options;
-}
+using test::small;
 
 Matrix<float> logits_of(const std::string& path) {
   const auto model = Model::open(path);
