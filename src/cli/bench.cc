@@ -79,6 +79,10 @@ Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed
   const double reads_per_second =
       speed.generated.median() / static_cast<double>(o.speed.n_sequences);
   const auto bytes = static_cast<double>(model.bytes_per_token());
+  // While attention runs.
+  const double attention = speed.generated.median_attention() / speed.generated.median();
+  const double kv_rate =
+      attention > 0 ? static_cast<double>(speed.kv_bytes_per_token) / attention / 1e9 : 0;
   return {{"model", valid_utf8(o.shape.empty() ? o.model : o.shape)},
           {"codec", codec_names(model)},
           {"activations", activations_text(o, model)},
@@ -98,6 +102,9 @@ Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed
           {"generated_tokens_per_second_min", speed.generated.min()},
           {"generated_runs", speed.generated.runs},
           {"generated_online_share", speed.generated.median_online()},
+          {"generated_attention_share", speed.generated.median_attention()},
+          {"kv_bytes_per_token", speed.kv_bytes_per_token},
+          {"kv_gb_per_second", kv_rate},
           {"weight_bytes_per_token", bytes},
           {"weight_gb_per_second", bytes * reads_per_second / 1e9}};
 }
@@ -155,8 +162,13 @@ void print_text(const Json& json) {
     return part > 0 ? fmt::format(", {:.2f} % in online operators", 100 * part) : std::string();
   };
   if (json["depth"].get<int64_t>() > 0) {
+    const double milliseconds = 1e3 / json["generated_tokens_per_second"].get<double>();
     fmt::print("behind   {:6} tokens, cache {}, {}\n", json["depth"].get<int64_t>(),
                json["kv"].get<std::string>(), human_bytes(json["kv_bytes"].get<double>()));
+    fmt::print("attention{:13.2f} ms of {:.2f} ms a token; {} of the cache, {:.2f} GB/s\n",
+               milliseconds * json["generated_attention_share"].get<double>(), milliseconds,
+               human_bytes(json["kv_bytes_per_token"].get<double>()),
+               json["kv_gb_per_second"].get<double>());
   }
   fmt::print("prompt   {:6}       {:10.2f} tokens/s, slowest run {:.2f}{}{}\n",
              json["n_prompt"].get<int64_t>(), json["prompt_tokens_per_second"].get<double>(),

@@ -27,25 +27,16 @@ class SpeedRun {
   SpeedRun(const Model& model, const SpeedOptions& options, int number)
       : model_(model), o_(options), number_(number), random_(options.seed) {}
 
-  Status run(SpeedResult& result) {
-    const int64_t room = o_.depth + o_.n_prompt + o_.n_generate;
-    QUERN_ASSIGN(KvCache cache, model_.make_cache(room, o_.kv));
-    QUERN_TRY(fill(cache));
-    QUERN_TRY(run_prompt(cache, result));
-    result.kv_bytes = cache.n_bytes();
+  // Behind what `filled` holds.
+  Status run(const KvCache& filled, SpeedResult& result) {
+    std::vector<KvCache> caches(1, filled);
+    QUERN_TRY(run_prompt(caches[0], result));
+    result.kv_bytes = caches[0].n_bytes();
     if (o_.n_generate == 0) return {};
-    std::vector<KvCache> caches(static_cast<size_t>(o_.n_sequences), cache);
-    return run_steps(caches, result);
-  }
-
- private:
-  Token random_token() {
-    return static_cast<Token>(random_.below(static_cast<uint64_t>(model_.desc().n_vocab)));
-  }
-
-  Status proceed(double part, std::string_view what) const {
-    if (o_.proceed((number_ + part) / o_.repetitions, what)) return {};
-    return tl::unexpected<Error>(Error{ErrorKind::kCancelled, "cancelled"});
+    caches.resize(static_cast<size_t>(o_.n_sequences), caches[0]);
+    QUERN_TRY(run_steps(caches, result));
+    result.kv_bytes_per_token = bytes_read(caches[0]);
+    return {};
   }
 
   // What a long context costs does not depend on what it says: one block of rows, over and over.
@@ -68,16 +59,25 @@ class SpeedRun {
     return {};
   }
 
+ private:
+  Token random_token() {
+    return static_cast<Token>(random_.below(static_cast<uint64_t>(model_.desc().n_vocab)));
+  }
+
+  Status proceed(double part, std::string_view what) const {
+    if (o_.proceed((number_ + part) / o_.repetitions, what)) return {};
+    return tl::unexpected<Error>(Error{ErrorKind::kCancelled, "cancelled"});
+  }
+
   Status run_prompt(KvCache& cache, SpeedResult& result) {
     QUERN_TRY(proceed(0, "prompt"));
     std::vector<Token> prompt(static_cast<size_t>(o_.n_prompt));
     for (Token& token : prompt) token = random_token();
     Matrix<float> hidden(o_.n_prompt, model_.desc().d_model), logits(1, model_.desc().n_vocab);
-    const double online = model_.online_seconds();
-    const auto start = Clock::now();
+    const Start start(model_);
     QUERN_TRY(model_.forward(cache, prompt, hidden.view()));
     model_.logits(hidden.view().row_range(o_.n_prompt - 1, 1), logits.view());
-    record(o_.n_prompt, seconds_since(start), online, result.prompt);
+    record(o_.n_prompt, start, result.prompt);
     return {};
   }
 
@@ -86,8 +86,7 @@ class SpeedRun {
     for (Token& token : tokens) token = random_token();
     Matrix<float> hidden(o_.n_sequences, model_.desc().d_model);
     Matrix<float> logits(o_.n_sequences, model_.desc().n_vocab);
-    const double online = model_.online_seconds();
-    const auto start = Clock::now();
+    const Start start(model_);
     for (int64_t i = 0; i < o_.n_generate; ++i) {
       QUERN_TRY(proceed(0.5 + 0.5 * static_cast<double>(i) / static_cast<double>(o_.n_generate),
                         "generation"));
@@ -98,14 +97,33 @@ class SpeedRun {
             {logits.row(static_cast<int64_t>(s)), static_cast<size_t>(model_.desc().n_vocab)});
       }
     }
-    record(o_.n_generate * o_.n_sequences, seconds_since(start), online, result.generated);
+    record(o_.n_generate * o_.n_sequences, start, result.generated);
     return {};
   }
 
-  // `online`: the model's count when the run began.
-  void record(int64_t n_tokens, double seconds, double online, Rates& rates) const {
+  // The clock and the model's counts when a run began.
+  struct Start {
+    explicit Start(const Model& model)
+        : online(model.online_seconds()), attention(model.attention_seconds()) {}
+    double online, attention;
+    Clock::time_point time = Clock::now();
+  };
+  void record(int64_t n_tokens, const Start& start, Rates& rates) const {
+    const double seconds = seconds_since(start.time);
     rates.runs.push_back(static_cast<double>(n_tokens) / seconds);
-    rates.online.push_back((model_.online_seconds() - online) / seconds);
+    rates.online.push_back((model_.online_seconds() - start.online) / seconds);
+    rates.attention.push_back((model_.attention_seconds() - start.attention) / seconds);
+  }
+
+  // By the newest position of a cache.
+  int64_t bytes_read(KvCache& cache) const {
+    int64_t total = 0;
+    for (size_t i = 0; i < model_.desc().layers.size(); ++i) {
+      const int64_t window = model_.desc().layers[i].attention.window, last = cache.length();
+      const int64_t first = window > 0 ? std::max<int64_t>(0, last - window) : 0;
+      total += cache.layer(i).bytes_read(first, last);
+    }
+    return total;
   }
 
   const Model& model_;
@@ -123,6 +141,7 @@ double median_of(std::vector<double> values) {
 
 double Rates::median() const { return median_of(runs); }
 double Rates::median_online() const { return median_of(online); }
+double Rates::median_attention() const { return median_of(attention); }
 
 double Rates::min() const { return runs.empty() ? 0 : *std::min_element(runs.begin(), runs.end()); }
 
@@ -135,8 +154,11 @@ Result<SpeedResult> measure_speed(const Model& model, const SpeedOptions& option
         options.depth, options.n_prompt, options.n_generate, options.n_sequences);
   }
   SpeedResult result;
+  const int64_t room = options.depth + options.n_prompt + options.n_generate;
+  QUERN_ASSIGN(KvCache filled, model.make_cache(room, options.kv));
+  QUERN_TRY(SpeedRun(model, options, 0).fill(filled));
   for (int r = 0; r < options.repetitions; ++r) {
-    QUERN_TRY(SpeedRun(model, options, r).run(result));
+    QUERN_TRY(SpeedRun(model, options, r).run(filled, result));
   }
   return result;
 }

@@ -28,16 +28,19 @@ struct SpeedOptions {
 // Tokens per second, one entry per repetition.
 struct Rates {
   std::vector<double> runs;
-  std::vector<double> online;  // of each run, the share of time that went to online operators
-  double median() const;       // 0 without runs
+  // Of each run, the shares of time that went to online operators and to attention over the cache.
+  std::vector<double> online, attention;
+  double median() const;  // 0 without runs
   double min() const;
   double median_online() const;
+  double median_attention() const;
 };
 
 struct SpeedResult {
-  size_t kv_bytes = 0;  // allocated for one sequence behind the prompt
-  Rates prompt;         // of one sequence
-  Rates generated;      // of all sequences together
+  size_t kv_bytes = 0;             // allocated for one sequence behind the prompt
+  int64_t kv_bytes_per_token = 0;  // that attention reads, of one sequence in the last step
+  Rates prompt;                    // of one sequence
+  Rates generated;                 // of all sequences together
 };
 
 // Fails on a batch of no sequence and where the model has no room for prompt and steps.

@@ -63,6 +63,30 @@ TEST(Speed, OnlineOperatorsHaveTheirShareOfTheTime) {
   }
 }
 
+// Behind a cache of any depth: each run goes on from the same place.
+TEST(Speed, AttentionHasItsShareOfTheTimeAndOfTheBytes) {
+  const auto model = tiny("int(4)");
+  SpeedOptions options;
+  options.depth = 300;
+  options.n_prompt = 1;
+  options.n_generate = 2;
+  options.repetitions = 2;
+  for (const char* text : {"f16", "q8"}) {
+    options.kv = *KvRecipe::parse(text);
+    const auto speed = measure_speed(*model, options);
+    ASSERT_TRUE(speed) << speed.error().message;
+    for (const Rates& rates : {speed->prompt, speed->generated}) {
+      ASSERT_EQ(rates.attention.size(), 2u);
+      EXPECT_GT(rates.median_attention(), 0);
+      EXPECT_LT(rates.median_attention(), 1);
+    }
+    // 6 layers of 2 heads of 64 dimensions; 303 positions, 256 of them at 9 bits in `q8`.
+    const int64_t numbers = 2 * 6 * 2 * 64;
+    EXPECT_EQ(speed->kv_bytes_per_token,
+              options.kv.is_coded() ? numbers * (256 * 9 / 8 + 47 * 2) : numbers * 303 * 2);
+  }
+}
+
 TEST(Speed, StopsWhenAskedAndRefusesWhatHasNoRoom) {
   const auto model = tiny("f16");
   SpeedOptions options;

@@ -114,6 +114,14 @@ void LayerKv::seal(int64_t head, int64_t block) {
                           codes + key_page_);
 }
 
+int64_t LayerKv::bytes_read(int64_t first, int64_t last) const {
+  const int64_t coded = std::clamp(recipe_->coded_before(last - 1), first, last);
+  const int64_t pages = ceil_div(coded, kKeyBlock) - first / kKeyBlock;
+  const int64_t exact_row = 2 * shape_.d_head * dtype_bits(exact_) / 8;
+  return shape_.n_kv_heads *
+         ((coded > first ? pages * page_bytes_ : 0) + (last - coded) * exact_row);
+}
+
 void LayerKv::truncate(int64_t length) {
   QUERN_CHECK(can_truncate(length));
   length_ = length;

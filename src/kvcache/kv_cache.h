@@ -33,6 +33,8 @@ class LayerKv {
   const KvRecipe& recipe() const { return *recipe_; }
   const HadamardPlan* rotation() const { return rotation_.get(); }  // of a head; null: none
   size_t n_bytes() const { return keys_.capacity() + values_.capacity() + pages_.capacity(); }
+  // What a query that sees positions [first, last), itself the last of them, reads of all heads.
+  int64_t bytes_read(int64_t first, int64_t last) const;
 
   // Whether positions from `length` on can be dropped: what then is the newest must not be codes.
   bool can_truncate(int64_t length) const {

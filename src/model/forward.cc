@@ -58,6 +58,30 @@ void add_normed(const NormDesc& norm, const NormWeight& weight, float* x, int64_
   kernels().add(x, n, y);
 }
 
+// Runs `work`; its time is added to `time`, unless that is null.
+template <class Work>
+void spend(SpentTime* time, const Work& work) {
+  using Clock = std::chrono::steady_clock;
+  if (time == nullptr) return work();
+  const auto start = Clock::now();
+  work();
+  time->nanoseconds +=
+      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+}
+
+// x <- what `what` says of the chain.
+void apply_rows(const Chain& chain, MatrixView<float> x, Online what) {
+  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
+    const int64_t together = x.stride == x.cols ? end - begin : 1;  // rows
+    for (int64_t i = begin; i < end; i += together) {
+      const int64_t count = together * x.cols;
+      if (what == Online::kApply) chain.apply(x.row(i), count);
+      if (what == Online::kInverse) chain.apply_inverse(x.row(i), count);
+      if (what == Online::kInverseTranspose) chain.apply_inverse_transpose(x.row(i), count);
+    }
+  });
+}
+
 class LayerRun {
  public:
   LayerRun(const LayerContext& context, const LayerWeights& weights,
@@ -67,6 +91,7 @@ class LayerRun {
         sequences_(sequences),
         rope_(*context.rope),
         online_time_(context.online_time),
+        attention_time_(context.attention_time),
         tap_(tap) {}
 
   bool run(MatrixView<float> h) {
@@ -146,7 +171,7 @@ class LayerRun {
         {&weights_.q, q.view()}, {&weights_.k, k.view()}, {&weights_.v, v.view()}};
     linear(products, x);
     place_heads(q.view(), k.view(), v.view());
-    attend_all(q.view(), z.view());
+    spend(attention_time_, [&] { attend_all(q.view(), z.view()); });
     for_rotated([&](const HadamardPlan& rotation, int64_t row, int64_t n) {
       rotation.apply_rows_transposed(heads_of(z.view(), row, n));
     });
@@ -359,7 +384,7 @@ class LayerRun {
   const LayerWeights& weights_;
   std::span<const SequenceRows> sequences_;
   RopeTables& rope_;
-  OnlineTime* online_time_;
+  SpentTime *online_time_, *attention_time_;
   LayerTap* tap_;
 };
 
@@ -408,22 +433,9 @@ void apply_norm(const NormDesc& norm, const NormWeight& weight, MatrixView<const
   for_rows(dst, [&](int64_t i) { norm_row(norm, weight, src.row(i), src.cols, dst.row(i)); });
 }
 
-void apply_online(const Chain& chain, MatrixView<float> x, OnlineTime* time, Online what) {
+void apply_online(const Chain& chain, MatrixView<float> x, SpentTime* time, Online what) {
   if (chain.empty()) return;
-  using Clock = std::chrono::steady_clock;
-  const auto start = time == nullptr ? Clock::time_point() : Clock::now();
-  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
-    const int64_t together = x.stride == x.cols ? end - begin : 1;  // rows
-    for (int64_t i = begin; i < end; i += together) {
-      const int64_t count = together * x.cols;
-      if (what == Online::kApply) chain.apply(x.row(i), count);
-      if (what == Online::kInverse) chain.apply_inverse(x.row(i), count);
-      if (what == Online::kInverseTranspose) chain.apply_inverse_transpose(x.row(i), count);
-    }
-  });
-  if (time == nullptr) return;
-  time->nanoseconds +=
-      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+  spend(time, [&] { apply_rows(chain, x, what); });
 }
 
 bool forward_layer(const LayerContext& context, const LayerWeights& weights,

@@ -60,21 +60,23 @@ class LayerTap {
 
 class RopeTables;
 
-// Time that callers spent in online operators, from many threads.
-struct OnlineTime {
+// Time that callers spent in a part of the work, from many threads.
+struct SpentTime {
   std::atomic<int64_t> nanoseconds{0};
+  double seconds() const { return static_cast<double>(nanoseconds.load()) / 1e9; }
 };
 
 // x <- x M^T, x M^-T, or x M^-1 (of what meets x in a product); rows are shared out among threads.
 enum class Online : uint8_t { kApply, kInverse, kInverseTranspose };
-void apply_online(const Chain& chain, MatrixView<float> x, OnlineTime* time = nullptr,
+void apply_online(const Chain& chain, MatrixView<float> x, SpentTime* time = nullptr,
                   Online what = Online::kApply);
 
 struct LayerContext {
   const ModelDesc* model = nullptr;
   RopeTables* rope = nullptr;  // kept between layers
   int layer = 0;
-  OnlineTime* online_time = nullptr;
+  SpentTime* online_time = nullptr;     // in online operators
+  SpentTime* attention_time = nullptr;  // of queries over the cache
 };
 
 // h [n_rows, d_model] <- layer(h), in place, online operators active. False if the tap ended it. A

@@ -21,7 +21,7 @@ Status check_ids(const ModelDesc& model, std::span<const Token> ids) {
 }
 
 void embed(const ModelDesc& model, const EndWeights& ends, std::span<const Token> ids,
-           int64_t position, MatrixView<float> h, OnlineTime* time) {
+           int64_t position, MatrixView<float> h, SpentTime* time) {
   const int64_t width = ends.embed.n_in;
   parallel_for(h.rows, 16, [&](int64_t begin, int64_t end) {
     std::vector<float> place(static_cast<size_t>(width));
@@ -97,8 +97,8 @@ Status Model::forward(KvCache& cache, std::span<const Token> ids, MatrixView<flo
   for (size_t i = 0; i < parts_.layers.size(); ++i) {
     const SequenceRows rows{&cache.layer(i), cache.length(), n, cache.capacity()};
     const auto layer = static_cast<int>(i);
-    forward_layer({&desc(), &rope, layer, &online_time_}, parts_.layers[i], {&rows, 1}, hidden,
-                  tap ? tap(layer) : nullptr);
+    forward_layer({&desc(), &rope, layer, &online_time_, &attention_time_}, parts_.layers[i],
+                  {&rows, 1}, hidden, tap ? tap(layer) : nullptr);
   }
   cache.advance(n);
   finish(hidden);
@@ -123,8 +123,8 @@ Status Model::step_batch(std::span<KvCache> caches, std::span<const Token> ids,
     for (size_t s = 0; s < caches.size(); ++s) {
       rows[s] = {&caches[s].layer(i), caches[s].length(), 1, caches[s].capacity()};
     }
-    forward_layer({&desc(), &rope, static_cast<int>(i), &online_time_}, parts_.layers[i], rows,
-                  hidden);
+    forward_layer({&desc(), &rope, static_cast<int>(i), &online_time_, &attention_time_},
+                  parts_.layers[i], rows, hidden);
   }
   for (KvCache& cache : caches) cache.advance(1);
   finish(hidden);
@@ -135,12 +135,11 @@ void Model::finish(MatrixView<float> hidden) const {
   finish_hidden(desc(), parts_.ends, hidden, &online_time_);
 }
 
-double Model::online_seconds() const {
-  return static_cast<double>(online_time_.nanoseconds.load()) / 1e9;
-}
+double Model::online_seconds() const { return online_time_.seconds(); }
+double Model::attention_seconds() const { return attention_time_.seconds(); }
 
 void finish_hidden(const ModelDesc& model, const EndWeights& ends, MatrixView<float> h,
-                   OnlineTime* time) {
+                   SpentTime* time) {
   apply_online(ends.residual, h, time, Online::kInverse);
   apply_norm(model.final_norm, ends.final_norm, h, h);
 }

@@ -56,15 +56,16 @@ class Model {
   void for_each_linear(const std::function<void(const LinearWeight&)>& visit) const;
   // Bytes of weights that one generated token reads.
   size_t bytes_per_token() const;
-  // Spent in online operators by all calls so far.
+  // Spent by all calls so far in online operators, and in attention over the cache.
   double online_seconds() const;
+  double attention_seconds() const;
 
  private:
   Model() = default;
   void finish(MatrixView<float> hidden) const;
   std::unique_ptr<ModelFiles> files_;  // null if assembled; the parts may point into it
   ModelParts parts_;
-  mutable OnlineTime online_time_;
+  mutable SpentTime online_time_, attention_time_;
 };
 
 // Fails on the first id that is not in the vocabulary; a tokenizer may belong to another model.
@@ -73,9 +74,9 @@ Status check_ids(const ModelDesc& model, std::span<const Token> ids);
 // What stands before and after the layers; shared by the runtime and calibration.
 // h [ids.size(), d_model] <- embedding of ids at positions from `position`, in the layers' basis.
 void embed(const ModelDesc& model, const EndWeights& ends, std::span<const Token> ids,
-           int64_t position, MatrixView<float> h, OnlineTime* time = nullptr);
+           int64_t position, MatrixView<float> h, SpentTime* time = nullptr);
 // h <- what the head reads: back to the head's basis, then the final norm.
 void finish_hidden(const ModelDesc& model, const EndWeights& ends, MatrixView<float> h,
-                   OnlineTime* time = nullptr);
+                   SpentTime* time = nullptr);
 
 }  // namespace quern

@@ -272,17 +272,23 @@ TEST(Cli, ListPrintsJson) {
   }
 }
 
+// Of `bench --json`.
+const char* const kBenchKeys[] = {"codec",
+                                  "isa",
+                                  "threads",
+                                  "batch",
+                                  "prompt_tokens_per_second",
+                                  "prompt_tokens_per_second_min",
+                                  "generated_tokens_per_second",
+                                  "generated_tokens_per_second_min",
+                                  "weight_bytes_per_token",
+                                  "weight_gb_per_second",
+                                  "generated_attention_share",
+                                  "kv_bytes_per_token",
+                                  "kv_gb_per_second"};
+
 TEST(Cli, BenchTimesAModelOrAShape) {
-  const std::vector<std::string> keys = {"codec",
-                                         "isa",
-                                         "threads",
-                                         "batch",
-                                         "prompt_tokens_per_second",
-                                         "prompt_tokens_per_second_min",
-                                         "generated_tokens_per_second",
-                                         "generated_tokens_per_second_min",
-                                         "weight_bytes_per_token",
-                                         "weight_gb_per_second"};
+  const std::vector<std::string> keys(std::begin(kBenchKeys), std::end(kBenchKeys));
   Ran ran = run_quern({"bench", kLlama, "-p", "4", "-n", "2", "-r", "1", "--json"});
   ASSERT_EQ(ran.code, 0) << ran.err;
   EXPECT_EQ(keys_missing(Json::parse(ran.out), keys), std::vector<std::string>());
