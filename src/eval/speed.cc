@@ -29,11 +29,13 @@ class SpeedRun {
 
   // Behind what `filled` holds.
   Status run(const KvCache& filled, SpeedResult& result) {
-    std::vector<KvCache> caches(1, filled);
+    std::vector<KvCache> caches;
+    caches.push_back(filled.copy());
     QUERN_TRY(run_prompt(caches[0], result));
     result.kv_bytes = caches[0].n_bytes();
     if (o_.n_generate == 0) return {};
-    caches.resize(static_cast<size_t>(o_.n_sequences), caches[0]);
+    // Nothing is shared: that would spare memory and time.
+    for (int64_t i = 1; i < o_.n_sequences; ++i) caches.push_back(caches[0].copy());
     QUERN_TRY(run_steps(caches, result));
     result.kv_bytes_per_token = bytes_read(caches[0]);
     return {};

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keys and values of one sequence, one store per layer, as a KvRecipe says: pages of codes, and the
-// newest positions as halves or floats. Keys are stored as attention reads them, after RoPE.
+// newest positions as halves or floats. Keys are stored as attention reads them, after RoPE. A copy
+// shares all of it until one of the two writes.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <set>
+#include <span>
 #include <vector>
 
 #include "base/status.h"
 #include "kernels/attention.h"
 #include "kernels/hadamard.h"
+#include "kvcache/kv_blocks.h"
 #include "kvcache/kv_recipe.h"
 #include "tensor/matrix.h"
 
@@ -32,7 +36,12 @@ class LayerKv {
 
   const KvRecipe& recipe() const { return *recipe_; }
   const HadamardPlan* rotation() const { return rotation_.get(); }  // of a head; null: none
-  size_t n_bytes() const { return keys_.capacity() + values_.capacity() + pages_.capacity(); }
+  // Shares nothing any more.
+  void make_own();
+  // Allocated, without what is in `seen`, which gains it.
+  size_t n_new_bytes(std::set<const void*>& seen) const {
+    return exact_blocks_.n_new_bytes(seen) + pages_.n_new_bytes(seen);
+  }
   // What a query that sees positions [first, last), itself the last of them, reads of all heads.
   int64_t bytes_read(int64_t first, int64_t last) const;
 
@@ -55,23 +64,24 @@ class LayerKv {
   };
   class Exact final : public KvBlocks {
    public:
-    Exact(const LayerKv& kv, int64_t head);
+    Exact(const LayerKv& kv, int64_t head) : kv_(kv), head_(head) {}
     const float* keys(int64_t block, float* scratch) const override;
     const float* values(int64_t block, float* scratch) const override;
 
    private:
-    StoredBlocks stored_;
-    int64_t first_block_;
+    StoredBlocks stored(int64_t block) const;
+    const LayerKv& kv_;
+    int64_t head_;
   };
 
  private:
-  std::byte* page(int64_t head, int64_t block) {
-    return pages_.data() + (block * shape_.n_kv_heads + head) * page_bytes_;
-  }
   const std::byte* page(int64_t head, int64_t block) const {
-    return const_cast<LayerKv*>(this)->page(head, block);
+    return pages_.at(block) + head * page_bytes_;
   }
-  int64_t head_bytes() const { return exact_capacity_ * shape_.d_head * dtype_bits(exact_) / 8; }
+  int64_t row_bytes() const { return shape_.d_head * dtype_bits(exact_) / 8; }
+  // Parts of a block of exact_blocks_.
+  static int64_t key_part(int64_t head) { return 2 * head; }
+  static int64_t value_part(int64_t head) { return 2 * head + 1; }
   void put_head(int64_t head, int64_t position, MatrixView<const float> k,
                 MatrixView<const float> v);
   void make_room(int64_t position, int64_t n);
@@ -82,19 +92,26 @@ class LayerKv {
   std::shared_ptr<const HadamardPlan> rotation_;
   DType exact_;
   int64_t capacity_;
-  // Positions [exact_begin_, length_) as they came, room for exact_capacity_; both multiples of
-  // kKeyBlock. By head: turned blocks of keys, rows of values.
-  int64_t exact_begin_ = 0, exact_capacity_ = 0, length_ = 0;
-  AlignedVector<std::byte> keys_, values_;
-  // Pages of blocks [0, n_sealed_): of every block, for every head, the page of keys and that of
-  // values.
-  int64_t n_sealed_ = 0, key_page_ = 0, page_bytes_ = 0;
-  AlignedVector<std::byte> pages_;
+  // Positions [exact_begin_, length_) as they came, exact_begin_ a multiple of kKeyBlock: of every
+  // head, keys turned, and rows of values.
+  int64_t exact_begin_ = 0, length_ = 0;
+  KvBlockList exact_blocks_;
+  // Pages of all blocks before recipe().coded_before(the newest): for every head, the page of keys
+  // and that of values.
+  int64_t key_page_ = 0, page_bytes_ = 0;
+  KvBlockList pages_;
 };
 
 class KvCache {
  public:
   KvCache(const std::vector<KvShape>& layers, int64_t capacity, const KvRecipe& recipe);
+  KvCache(KvCache&&) = default;
+  KvCache& operator=(KvCache&&) = default;
+  // Another cache of the same sequence so far. Both share what they hold until one of them writes:
+  // pages for ever, of the newest positions as they came the blocks that are not yet full.
+  KvCache fork() const { return *this; }
+  // The same that shares nothing: what another sequence of this length takes.
+  KvCache copy() const;
   int64_t capacity() const { return capacity_; }
   int64_t length() const { return length_; }
   LayerKv& layer(size_t i) { return layers_[i]; }
@@ -102,11 +119,16 @@ class KvCache {
   // Drops positions from `length` on. Fails where what is then among the newest is kept as codes
   // only.
   Status truncate(int64_t length);
-  size_t n_bytes() const;  // allocated
+  size_t n_bytes() const;  // allocated, alone or with others
 
  private:
+  friend size_t kv_bytes(std::span<const KvCache> caches);
+  KvCache(const KvCache&) = default;
   std::vector<LayerKv> layers_;
   int64_t capacity_, length_ = 0;
 };
+
+// Allocated by all of them together: what forks share counts once.
+size_t kv_bytes(std::span<const KvCache> caches);
 
 }  // namespace quern

@@ -97,10 +97,12 @@ TEST(LayerKv, TakesTheBytesOfItsCodes) {
   const Matrix<float> k = random_rows(kPositions, kHeads * kDims, 5);
   LayerKv kv({kHeads, kDims}, kPositions, recipe_of("kivi-2bit"));
   put_all(kv, k, k, {1});
+  std::set<const void*> seen;
+  const auto n_bytes = static_cast<double>(kv.n_new_bytes(seen));
   const double halves = kPositions * kHeads * kDims * 2 * 2;
-  EXPECT_GT(static_cast<double>(kv.n_bytes()), halves * 3 / 16);
+  EXPECT_GT(n_bytes, halves * 3 / 16);
   // The newest positions as halves, and an eighth for growth.
-  EXPECT_LT(static_cast<double>(kv.n_bytes()), halves * (3 * 1.13 / 16 + 256.0 / kPositions));
+  EXPECT_LT(n_bytes, halves * (3 * 1.13 / 16 + 256.0 / kPositions));
 }
 
 TEST(LayerKv, GoesBackAsFarAsItHasWhatItNeeds) {
@@ -121,6 +123,60 @@ TEST(LayerKv, GoesBackAsFarAsItHasWhatItNeeds) {
   kv.truncate(0);
   put_all(kv, k, v, {97});
   EXPECT_EQ(read_all(kv, 1, kPositions, kDims), read_all(once, 1, kPositions, kDims));
+}
+
+// A fork and its origin go on with different texts: each is what it would be alone.
+TEST(LayerKv, ForksAreAsIfAlone) {
+  constexpr int64_t kDims = 64, kPositions = 300;
+  const Matrix<float> k = random_rows(kPositions, kHeads * kDims, 6);
+  const Matrix<float> v = random_rows(kPositions, kHeads * kDims, 7);
+  for (const char* text : {"f16", "f32", "q4", "kivi-2bit"}) {
+    for (const int64_t at : {0, 1, 63, 64, 65, 130, 192}) {
+      const auto put = [&](LayerKv& kv, int64_t position, int64_t first, int64_t n) {
+        kv.put(position, k.view().row_range(first, n), v.view().row_range(first, n));
+      };
+      LayerKv kv({kHeads, kDims}, kPositions, recipe_of(text));
+      LayerKv alone = kv, other_alone = kv;
+      put(kv, 0, 0, at);
+      LayerKv fork = kv;
+      for (int64_t i = 0; i < 90; ++i) {  // in turns
+        put(kv, at + i, at + i, 1);
+        put(fork, at + i, 200 + i, 1);
+      }
+      put(alone, 0, 0, at + 90);
+      put(other_alone, 0, 0, at);
+      put(other_alone, at, 200, 90);
+      for (int64_t head = 0; head < kHeads; ++head) {
+        EXPECT_EQ(read_all(kv, head, at + 90, kDims), read_all(alone, head, at + 90, kDims));
+        EXPECT_EQ(read_all(fork, head, at + 90, kDims), read_all(other_alone, head, at + 90, kDims))
+            << text << " " << at;
+      }
+    }
+  }
+}
+
+TEST(KvCache, WhatForksShareCountsOnce) {
+  constexpr int64_t kDims = 64, kRoom = 1024;
+  const Matrix<float> k = random_rows(1000, kHeads * kDims, 8);
+  for (const char* text : {"f16", "kivi-2bit"}) {
+    std::vector<KvCache> caches;
+    caches.emplace_back(std::vector<KvShape>{{kHeads, kDims}}, kRoom, *KvRecipe::parse(text));
+    const auto put = [&](KvCache& cache, int64_t n) {
+      const MatrixView<const float> rows = k.view().row_range(cache.length(), n);
+      cache.layer(0).put(cache.length(), rows, rows);
+      cache.advance(n);
+    };
+    while (caches[0].length() < 990) put(caches[0], 10);
+    for (int i = 0; i < 3; ++i) caches.push_back(caches[0].fork());
+    const size_t one = caches[0].n_bytes();
+    EXPECT_EQ(kv_bytes(caches), one);
+    const KvCache copied = caches[0].copy();
+    EXPECT_EQ(kv_bytes({&copied, 1}) + one, kv_bytes({&copied, 1}) + kv_bytes(caches));
+    for (KvCache& cache : caches) put(cache, 5);
+    // Each now has a tail of its own; the last to write found itself alone with the old one.
+    const size_t block = size_t{2} * 2 * kHeads * kKeyBlock * kDims;
+    EXPECT_EQ(kv_bytes(caches), one + 3 * block) << text;
+  }
 }
 
 TEST(KvRecipe, TextsAreCanonical) {
