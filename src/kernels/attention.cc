@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows are the heads of a group, query by query. They go in tiles that share every load of K and V:
-// scores of the whole visible range, softmax by row, then weighted sums of rows of V. Positions
-// come in blocks that stay in the first cache, where what is stored becomes floats once for all
-// rows. Of a block of turned keys, a vector holds the scores of a row side by side: no sum crosses
-// a register. Within a block, rows go by fours, as the kernels take them. Where the rows of a four
-// see different ranges, the positions they all see go together and the ragged ends row by row; both
-// add positions in ascending order, so the split is invisible in the result, as are segments.
+// Rows are the heads of a group, query by query. They go in tiles that share every load of K and V,
+// and a tile takes one span of positions after the other: scores of what is visible, softmax by
+// row, then weighted sums of rows of V. Positions come in blocks that stay in the first cache. Of a
+// block of turned keys, a vector holds the scores of a row side by side, and both products are sums
+// of rows. Halves become floats in the product itself where rows are few, and before it for many;
+// the bits are the same.
+// Within a block, rows go by groups. Where the rows of a group see different ranges, the positions
+// they all see go together and the ragged ends row by row; both add positions in ascending order,
+// so the split is invisible in the result, as are segments.
 #include "kernels/attention.h"
 
 #include <algorithm>
@@ -15,14 +17,19 @@
 
 #include "base/check.h"
 #include "base/checked.h"
+#include "base/parallel.h"
 #include "tensor/matrix.h"
 
 namespace quern {
 namespace {
 
-constexpr int64_t kTileScores = 131072;         // scores of a tile stay in half of a second cache
-constexpr int64_t kMinTile = 8, kMaxTile = 64;  // rows; a group of heads meets its K and V once
-constexpr int64_t kFour = 4, kTurnedUnit = 32;
+constexpr int64_t kMaxTile = 64;    // rows
+constexpr int64_t kGroup = 8;       // rows that the products take together
+constexpr int64_t kFewRows = 16;    // up to here halves are read as they are
+constexpr int64_t kScoreUnit = 16;  // positions
+constexpr size_t kFewJobs = 16;     // up to here their spans are shared out
+
+static_assert(kKvSpan % kKeyBlock == 0);
 
 struct Range {
   int64_t begin, end;
@@ -38,20 +45,26 @@ Range unite(Range a, Range b) {
   return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
 }
 
-// What the rows of a tile see of a segment.
+// The spans, or the blocks, that hold a range.
+Range cover(Range range, int64_t size) {
+  if (range.empty()) return {0, 0};
+  return {range.begin / size, ceil_div(range.end, size)};
+}
+
+// What the rows of a tile see of a segment within a span.
 struct Visible {
-  struct Four {
+  struct Group {
     Range any, all;  // positions that some row, that every row sees
   };
   const KvBlocks* blocks = nullptr;
   std::array<Range, kMaxTile> rows;
-  std::array<Four, kMaxTile / kFour> fours;
-  Range any{0, 0};  // whole blocks that hold what some row sees
+  std::array<Group, kMaxTile / kGroup> groups;
+  Range any{0, 0};  // blocks that hold what some row sees
 };
 
 // Scratch outlives the call, so that a step allocates nothing once it has seen its longest context.
 struct Scratch {
-  AlignedVector<float> scores, q, out, block;
+  AlignedVector<float> scores, q, block, parts, lse;
   std::vector<Visible> segments;
   static float* grown(AlignedVector<float>& buffer, int64_t n) {
     if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(static_cast<size_t>(n));
@@ -59,33 +72,90 @@ struct Scratch {
   }
 };
 
-// Rows [first, first + n) and what they see.
-class Tile {
+Scratch& thread_scratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+// Rows [first, first + n) of a job.
+struct Tile {
+  const AttendArgs* args;
+  int64_t first, n;
+  Range spans;  // that hold what some row sees
+
+  Range seen(int64_t i, const KvSegment& segment) const {
+    const int64_t query = (first + i) / args->n_heads;
+    const Range row{segment.first[query], segment.last[query]};
+    QUERN_CHECK(row.begin >= 0 && row.end <= args->n_ctx);
+    return row.empty() ? Range{0, 0} : row;
+  }
+  Range seen(int64_t i) const {
+    Range all{0, 0};
+    for (const KvSegment& segment : args->segments) {
+      const Range row = seen(i, segment);
+      QUERN_CHECK(all.empty() || row.empty() || all.end == row.begin);
+      all = unite(all, row);
+    }
+    return all;
+  }
+  int64_t offset(int64_t i, int64_t ld) const {
+    return (first + i) / args->n_heads * ld + (first + i) % args->n_heads * args->d_head;
+  }
+  int64_t n_spans() const { return spans.end - spans.begin; }
+  // Results of spans, [n_spans, n, d_head], and the logs of their sums, [n, n_spans].
+  int64_t parts_size() const { return n_spans() * n * args->d_head; }
+  int64_t lse_size() const { return n_spans() * n; }
+};
+
+std::vector<Tile> tiles_of(std::span<const AttendArgs> jobs) {
+  std::vector<Tile> tiles;
+  for (const AttendArgs& args : jobs) {
+    const int64_t n_rows = args.n_q * args.n_heads;
+    for (int64_t first = 0; first < n_rows; first += kMaxTile) {
+      Tile tile{&args, first, std::min(kMaxTile, n_rows - first), {0, 0}};
+      for (int64_t i = 0; i < tile.n; ++i) {
+        tile.spans = unite(tile.spans, cover(tile.seen(i), kKvSpan));
+      }
+      tiles.push_back(tile);
+    }
+  }
+  return tiles;
+}
+
+// A tile's rows over one span.
+class SpanOfTile {
  public:
-  Tile(const AttendArgs& args, const KernelTable& table, int64_t first, int64_t n, Scratch& scratch)
-      : a_(args), table_(table), first_(first), n_(n), d_(args.d_head), scratch_(scratch) {
+  SpanOfTile(const Tile& tile, int64_t span, const KernelTable& table)
+      : tile_(tile),
+        a_(*tile.args),
+        table_(table),
+        span_{span * kKvSpan, (span + 1) * kKvSpan},
+        n_(tile.n),
+        d_(a_.d_head),
+        scratch_(thread_scratch()) {
     seen_.fill({0, 0});
-    scratch.segments.resize(std::max(scratch.segments.size(), a_.segments.size()));
-    for (size_t s = 0; s < a_.segments.size(); ++s) look(a_.segments[s], scratch.segments[s]);
+    scratch_.segments.resize(std::max(scratch_.segments.size(), a_.segments.size()));
+    for (size_t s = 0; s < a_.segments.size(); ++s) look(a_.segments[s], scratch_.segments[s]);
     // A line more than needed: rows a power of two apart would share a cache set.
-    ld_ = any_.end - any_.begin + 16;
-    scores_ = Scratch::grown(scratch.scores, n * ld_);
-    q_ = Scratch::grown(scratch.q, kMaxTile * d_);
-    out_ = Scratch::grown(scratch.out, kMaxTile * d_);
-    block_ = Scratch::grown(scratch.block, kKeyBlock * d_);
+    ld_ = (blocks_.end - blocks_.begin) * kKeyBlock + 16;
+    scores_ = Scratch::grown(scratch_.scores, n_ * ld_);
+    q_ = Scratch::grown(scratch_.q, kMaxTile * d_);
+    block_.floats = Scratch::grown(scratch_.block, kKeyBlock * d_);
   }
 
-  void run() {
-    for (int64_t i = 0; i < n_; ++i) std::copy_n(a_.q + offset(i, a_.ld_q), d_, q_ + i * d_);
-    std::fill_n(out_, n_ * d_, 0.0f);
+  // out [n, d_head]; lse of row i at i * ld_lse.
+  void run(float* out, float* lse, int64_t ld_lse) {
+    out_ = out;
+    std::fill_n(out, n_ * d_, 0.0f);
+    std::fill_n(scores_, n_ * ld_, 0.0f);
+    for (int64_t i = 0; i < n_; ++i) std::copy_n(a_.q + tile_.offset(i, a_.ld_q), d_, q_ + i * d_);
     for (const Visible& segment : segments()) {
-      for (int64_t p = segment.any.begin; p < segment.any.end; p += kKeyBlock) score(segment, p);
+      for (int64_t b = segment.any.begin; b < segment.any.end; ++b) score(segment, b);
     }
-    for (int64_t i = 0; i < n_; ++i) normalise(i);
+    for (int64_t i = 0; i < n_; ++i) lse[i * ld_lse] = normalise(i);
     for (const Visible& segment : segments()) {
-      for (int64_t p = segment.any.begin; p < segment.any.end; p += kKeyBlock) gather(segment, p);
+      for (int64_t b = segment.any.begin; b < segment.any.end; ++b) gather(segment, b);
     }
-    for (int64_t i = 0; i < n_; ++i) std::copy_n(out_ + i * d_, d_, a_.out + offset(i, a_.ld_out));
   }
 
  private:
@@ -95,95 +165,102 @@ class Tile {
 
   void look(const KvSegment& segment, Visible& visible) {
     visible.blocks = segment.blocks;
-    visible.any = {0, 0};
+    Range any{0, 0};
     for (int64_t i = 0; i < n_; ++i) {
-      const int64_t query = (first_ + i) / a_.n_heads;
-      Range& row = visible.rows[static_cast<size_t>(i)];
-      row = {segment.first[query], segment.last[query]};
-      QUERN_CHECK(row.begin >= 0 && row.end <= a_.n_ctx);
-      if (row.empty()) row = {0, 0};
-      visible.any = unite(visible.any, row);
-      Visible::Four& four = visible.fours[static_cast<size_t>(i / kFour)];
-      if (i % kFour == 0) four = {row, row};
-      four = {unite(four.any, row), intersect(four.all, row)};
+      const Range row = intersect(tile_.seen(i, segment), span_);
+      visible.rows[static_cast<size_t>(i)] = row;
+      any = unite(any, row);
+      Visible::Group& group = visible.groups[static_cast<size_t>(i / kGroup)];
+      if (i % kGroup == 0) group = {row, row};
+      group = {unite(group.any, row), intersect(group.all, row)};
       Range& seen = seen_[static_cast<size_t>(i)];
-      QUERN_CHECK(seen.empty() || row.empty() || seen.end == row.begin);
       seen = unite(seen, row);
     }
-    visible.any = {visible.any.begin / kKeyBlock * kKeyBlock, round_up(visible.any.end, kKeyBlock)};
-    any_ = unite(any_, visible.any);
+    visible.any = cover(any, kKeyBlock);
+    blocks_ = unite(blocks_, visible.any);
   }
 
-  Range seen(int64_t i) const { return seen_[static_cast<size_t>(i)]; }
-  int64_t offset(int64_t i, int64_t ld) const {
-    return (first_ + i) / a_.n_heads * ld + (first_ + i) % a_.n_heads * d_;
+  float* score_at(int64_t i, int64_t p) {
+    return scores_ + i * ld_ + (p - blocks_.begin * kKeyBlock);
   }
-  float* score_at(int64_t i, int64_t p) { return scores_ + i * ld_ + (p - any_.begin); }
 
-  // Scores come in units of kTurnedUnit positions. A four takes the units that some row sees, where
-  // no other segment writes them; else each row takes its own.
-  void score(const Visible& segment, int64_t p) {
-    const Range block{p, p + kKeyBlock};
-    const float* k = segment.blocks->keys(p / kKeyBlock, block_);
-    for (int64_t i = 0; i < n_; i += kFour) {
-      const int64_t count = std::min(kFour, n_ - i);
+  // Scores come in units of positions. A group takes the units that some row sees, where no other
+  // segment adds to them; else each row takes its own.
+  void score(const Visible& segment, int64_t b) {
+    const Range block{b * kKeyBlock, (b + 1) * kKeyBlock};
+    const KvOperand k = operand(segment.blocks->keys(b, block_), d_ * kKeyBlock);
+    for (int64_t i = 0; i < n_; i += kGroup) {
+      const int64_t count = std::min(kGroup, n_ - i);
       const auto units = [&](Range seen) {
         seen = intersect(seen, block);
         if (seen.empty()) return Range{0, 0};
-        return Range{seen.begin / kTurnedUnit * kTurnedUnit, round_up(seen.end, kTurnedUnit)};
+        return Range{seen.begin / kScoreUnit * kScoreUnit, round_up(seen.end, kScoreUnit)};
       };
-      const Range any = units(segment.fours[static_cast<size_t>(i / kFour)].any);
+      const Range any = units(segment.groups[static_cast<size_t>(i / kGroup)].any);
       bool is_one = true;
       for (int64_t r = i; a_.segments.size() > 1 && r < i + count; ++r) {
         is_one = is_one && units(segment.rows[static_cast<size_t>(r)]) == any;
       }
-      if (is_one) {
-        dot(k, block, any, i, count);
-        continue;
-      }
-      for (int64_t r = i; r < i + count; ++r) {
-        dot(k, block, units(segment.rows[static_cast<size_t>(r)]), r, 1);
+      for (int64_t r = i; r < i + count; r += is_one ? count : 1) {
+        const Range part = is_one ? any : units(segment.rows[static_cast<size_t>(r)]);
+        if (part.empty()) continue;
+        add_rows(q_ + r * d_, d_, is_one ? count : 1, k, part.begin - block.begin, kKeyBlock, d_,
+                 part.end - part.begin, score_at(r, part.begin), ld_);
       }
     }
   }
 
-  void dot(const float* k, Range block, Range part, int64_t i, int64_t count) {
-    if (part.empty()) return;
-    table_.dot_turned(q_ + i * d_, d_, count, k + (part.begin - block.begin), kKeyBlock,
-                      part.end - part.begin, d_, score_at(i, part.begin), ld_);
+  // Many rows read floats; few read what there is.
+  KvOperand operand(const KvOperand& stored, int64_t n) const {
+    if (stored.halves != nullptr && n_ <= kFewRows) return stored;
+    return {.floats = floats_of(stored, n, block_.floats, table_)};
   }
 
-  void normalise(int64_t i) {
-    const int64_t n = seen(i).end - seen(i).begin;
-    float* row = n > 0 ? score_at(i, seen(i).begin) : scores_;
-    float scale = a_.scale;
+  // y += a v, v from element `first` of an operand on.
+  void add_rows(const float* a, int64_t ld_a, int64_t n_y, const KvOperand& v, int64_t first,
+                int64_t ld_v, int64_t n_v, int64_t n, float* y, int64_t ld_y) const {
+    if (v.halves != nullptr) {
+      const auto* halves = static_cast<const char*>(v.halves) + 2 * first;
+      table_.axpy_rows_half(a, ld_a, n_y, halves, ld_v, n_v, n, y, ld_y);
+    } else {
+      table_.axpy_rows(a, ld_a, n_y, v.floats + first, ld_v, n_v, n, y, ld_y);
+    }
+  }
+
+  // Scores become weights. The log of the sum of exponentials.
+  float normalise(int64_t i) {
+    const Range seen = seen_[static_cast<size_t>(i)];
+    const int64_t n = seen.end - seen.begin;
+    if (n <= 0) return -std::numeric_limits<float>::infinity();
+    float* row = score_at(i, seen.begin);
+    float scale = a_.scale, lse = 0;
     if (a_.soft_cap != 0) {
       table_.scale(scale, n, row);
       table_.soft_cap(a_.soft_cap, n, row);
       scale = 1;
     }
-    table_.softmax(scale, n, row, a_.lse != nullptr ? a_.lse + first_ + i : nullptr);
-    if (a_.weights == nullptr) return;
-    float* weights = a_.weights + (first_ + i) * a_.n_ctx;
-    std::fill_n(weights, a_.n_ctx, 0.0f);
-    std::copy_n(row, n, weights + seen(i).begin);
+    table_.softmax(scale, n, row, &lse);
+    if (a_.weights != nullptr) {
+      std::copy_n(row, n, a_.weights + (tile_.first + i) * a_.n_ctx + seen.begin);
+    }
+    return lse;
   }
 
-  // Adds positions `part` of a loaded block to `count` rows from i on.
-  void add(const float* v, Range block, Range part, int64_t i, int64_t count) {
+  // Adds positions `part` of a block to `count` rows from i on.
+  void add(const KvOperand& v, Range block, Range part, int64_t i, int64_t count) {
     if (part.empty()) return;
-    table_.axpy_rows(score_at(i, part.begin), ld_, count, v + (part.begin - block.begin) * d_, d_,
-                     part.end - part.begin, d_, out_ + i * d_, d_);
+    add_rows(score_at(i, part.begin), ld_, count, v, (part.begin - block.begin) * d_, d_,
+             part.end - part.begin, d_, out_ + i * d_, d_);
   }
 
-  void gather(const Visible& segment, int64_t p) {
-    const Range block{p, std::min(p + kKeyBlock, a_.n_ctx)};
-    const float* v = segment.blocks->values(p / kKeyBlock, block_);
-    for (int64_t i = 0; i < n_; i += kFour) {
-      const int64_t count = std::min(kFour, n_ - i);
-      const Visible::Four& four = segment.fours[static_cast<size_t>(i / kFour)];
-      const Range any = intersect(four.any, block);
-      Range common = intersect(four.all, block);
+  void gather(const Visible& segment, int64_t b) {
+    const Range block{b * kKeyBlock, std::min((b + 1) * kKeyBlock, a_.n_ctx)};
+    const KvOperand v = operand(segment.blocks->values(b, block_), (block.end - block.begin) * d_);
+    for (int64_t i = 0; i < n_; i += kGroup) {
+      const int64_t count = std::min(kGroup, n_ - i);
+      const Visible::Group& group = segment.groups[static_cast<size_t>(i / kGroup)];
+      const Range any = intersect(group.any, block);
+      Range common = intersect(group.all, block);
       if (common.empty()) common = {any.end, any.end};
       const auto add_ragged = [&](Range part) {
         if (part.empty()) return;
@@ -197,43 +274,132 @@ class Tile {
     }
   }
 
+  const Tile& tile_;
   const AttendArgs& a_;
   const KernelTable& table_;
-  int64_t first_, n_, d_;
+  Range span_;  // positions
+  int64_t n_, d_;
   Scratch& scratch_;
   std::array<Range, kMaxTile> seen_;  // of all segments
-  Range any_{0, 0};                   // whole blocks that hold what some row sees
+  Range blocks_{0, 0};                // that hold what some row sees
   int64_t ld_;
-  float *scores_, *q_, *out_, *block_;  // [n, ld], [n, d_head], [n, d_head], a block's scratch
+  float *scores_, *q_, *out_ = nullptr;  // [n, ld], [n, d_head], [n, d_head]
+  KvScratch block_;
 };
+
+// A tile's results from those of its spans.
+void merge(const Tile& tile, const float* parts, float* lse, const KernelTable& table) {
+  const AttendArgs& a = *tile.args;
+  const int64_t n_spans = tile.n_spans(), d = a.d_head;
+  for (int64_t i = 0; i < tile.n; ++i) {
+    // Which spans others see must not show.
+    const Range seen = tile.seen(i), spans = cover(seen, kKvSpan);
+    const int64_t first = spans.begin - tile.spans.begin, n = spans.end - spans.begin;
+    float* shares = lse + i * n_spans + first;
+    float* out = a.out + tile.offset(i, a.ld_out);
+    float* total = a.lse != nullptr ? a.lse + tile.first + i : nullptr;
+    std::fill_n(out, d, 0.0f);
+    if (a.weights != nullptr) {
+      float* weights = a.weights + (tile.first + i) * a.n_ctx;
+      std::fill_n(weights, seen.begin, 0.0f);
+      std::fill_n(weights + seen.end, a.n_ctx - seen.end, 0.0f);
+    }
+    if (n <= 0) {
+      if (total != nullptr) *total = -std::numeric_limits<float>::infinity();
+      continue;
+    }
+    table.softmax(1, n, shares, total);
+    table.axpy_rows(shares, n, 1, parts + (first * tile.n + i) * d, tile.n * d, n, d, out, d);
+    for (int64_t s = 0; s < n && a.weights != nullptr; ++s) {
+      const int64_t span = (spans.begin + s) * kKvSpan;
+      const Range part = intersect(seen, {span, span + kKvSpan});
+      table.scale(shares[s], part.end - part.begin,
+                  a.weights + (tile.first + i) * a.n_ctx + part.begin);
+    }
+  }
+}
+
+void attend_tile(const Tile& tile, const KernelTable& table) {
+  Scratch& scratch = thread_scratch();
+  float* parts = Scratch::grown(scratch.parts, tile.parts_size());
+  float* lse = Scratch::grown(scratch.lse, tile.lse_size());
+  for (int64_t s = 0; s < tile.n_spans(); ++s) {
+    SpanOfTile(tile, tile.spans.begin + s, table)
+        .run(parts + s * tile.n * tile.args->d_head, lse + s, tile.n_spans());
+  }
+  merge(tile, parts, lse, table);
+}
+
+// Every span of every tile is a piece of work.
+void attend_spans(const std::vector<Tile>& tiles, const KernelTable& table) {
+  struct Piece {
+    size_t tile;
+    int64_t span;
+  };
+  std::vector<Piece> pieces;
+  std::vector<int64_t> parts_at, lse_at;  // of each tile
+  int64_t n_parts = 0, n_lse = 0;
+  for (size_t t = 0; t < tiles.size(); ++t) {
+    parts_at.push_back(n_parts);
+    lse_at.push_back(n_lse);
+    n_parts += tiles[t].parts_size();
+    n_lse += tiles[t].lse_size();
+    for (int64_t s = 0; s < tiles[t].n_spans(); ++s) pieces.push_back({t, s});
+  }
+  float* parts = Scratch::grown(thread_scratch().parts, n_parts);
+  float* lse = Scratch::grown(thread_scratch().lse, n_lse);
+  parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto [t, s] = pieces[static_cast<size_t>(i)];
+      const Tile& tile = tiles[t];
+      SpanOfTile(tile, tile.spans.begin + s, table)
+          .run(parts + parts_at[t] + s * tile.n * tile.args->d_head, lse + lse_at[t] + s,
+               tile.n_spans());
+    }
+  });
+  for (size_t t = 0; t < tiles.size(); ++t) {
+    merge(tiles[t], parts + parts_at[t], lse + lse_at[t], table);
+  }
+}
 
 }  // namespace
 
-const float* StoredBlocks::keys(int64_t block, float* scratch) const {
+const float* floats_of(const KvOperand& operand, int64_t n, float* floats,
+                       const KernelTable& table) {
+  if (operand.halves == nullptr) return operand.floats;
+  table.f16_to_float(operand.halves, n, floats);
+  return floats;
+}
+
+KvOperand StoredBlocks::keys(int64_t block, const KvScratch& scratch) const {
   return load(keys_, block * kKeyBlock * d_head_, kKeyBlock * d_head_, scratch);
 }
 
-const float* StoredBlocks::values(int64_t block, float* scratch) const {
+KvOperand StoredBlocks::values(int64_t block, const KvScratch& scratch) const {
   const int64_t n = std::min(kKeyBlock, n_ctx_ - block * kKeyBlock);
   return load(values_, block * kKeyBlock * d_head_, n * d_head_, scratch);
 }
 
-const float* StoredBlocks::load(const void* store, int64_t first, int64_t n, float* scratch) const {
+KvOperand StoredBlocks::load(const void* store, int64_t first, int64_t n,
+                             const KvScratch& scratch) const {
   const char* from = static_cast<const char*>(store) + first * dtype_bits(dtype_) / 8;
-  if (dtype_ == DType::kF32) return reinterpret_cast<const float*>(from);
-  QUERN_CHECK(dtype_ == DType::kF16 || dtype_ == DType::kBF16);
-  (dtype_ == DType::kF16 ? kernels().f16_to_float : kernels().bf16_to_float)(from, n, scratch);
-  return scratch;
+  if (dtype_ == DType::kF32) return {.floats = reinterpret_cast<const float*>(from)};
+  if (dtype_ == DType::kF16) return {.halves = from};
+  QUERN_CHECK(dtype_ == DType::kBF16);
+  kernels().bf16_to_float(from, n, scratch.floats);
+  return {.floats = scratch.floats};
 }
 
 void attend(const AttendArgs& args, const KernelTable& table) {
-  thread_local Scratch scratch;
-  const int64_t fitting = kTileScores / std::max<int64_t>(args.n_ctx, 1);
-  const int64_t tile = std::clamp<int64_t>(fitting / kFour * kFour, kMinTile, kMaxTile);
-  const int64_t n_rows = args.n_q * args.n_heads;
-  for (int64_t i = 0; i < n_rows; i += tile) {
-    Tile(args, table, i, std::min(tile, n_rows - i), scratch).run();
-  }
+  for (const Tile& tile : tiles_of({&args, 1})) attend_tile(tile, table);
+}
+
+void attend(std::span<const AttendArgs> jobs, const KernelTable& table) {
+  const std::vector<Tile> tiles = tiles_of(jobs);
+  if (tiles.size() <= kFewJobs) return attend_spans(tiles, table);
+  parallel_for(static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) attend_tile(tiles[static_cast<size_t>(i)], table);
+  });
 }
 
 }  // namespace quern

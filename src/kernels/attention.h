@@ -4,12 +4,15 @@
 //   s[i, p] = cap( scale * dot(q_i, k_p) )   for first_i <= p < last_i
 //   out_i   = sum_p softmax(s[i, :])_p v_p
 //
-// Positions come from one or more segments, each with a range of its own for every query.
-// A query's result has the same bits however queries are batched, however its positions are cut
-// into segments, and whatever the threads and the ISA: scores are `dot`, the softmax runs over the
-// visible range alone, and every element of out gathers positions in ascending order by fused
-// multiply-add, starting from zero.
-// Serial; callers share out heads and tiles of queries among threads.
+// Positions come from one or more segments, each with a range of its own for every query. They are
+// taken in spans of kKvSpan, cut at multiples of it. Of a span by itself a query has a result and
+// the log of its sum of exponentials; the whole is the sum of these results by the softmax of these
+// logs, in ascending order (FlashDecoding, 2023). So threads can share one long context.
+//
+// A query's result has the same bits however queries are batched and whatever the threads and the
+// ISA. Of keys and values that are floats or halves, a score gathers channels and a result gathers
+// positions in ascending order by fused multiply-add, starting from zero; and the softmax of a span
+// runs over the visible range alone.
 #pragma once
 
 #include <cstdint>
@@ -22,15 +25,33 @@ namespace quern {
 
 // Keys are read turned, in blocks of this many positions.
 inline constexpr int64_t kKeyBlock = 64;
+// Positions whose scores are taken together, a multiple of kKeyBlock: scores of a group of heads
+// stay in the first cache.
+inline constexpr int64_t kKvSpan = 1024;
 
-// Keys and values of one KV head, block by block: in the store itself or written to `scratch`
-// [kKeyBlock * d_head].
+// A block of keys [d_head, kKeyBlock] or of values [kKeyBlock, d_head], in the form that its store
+// has: one of these is set.
+struct KvOperand {
+  const float* floats = nullptr;
+  const void* halves = nullptr;
+};
+
+// Memory for one block, where its store has to write what is read.
+struct KvScratch {
+  float* floats = nullptr;  // [kKeyBlock * d_head]
+};
+
+// Keys and values of one KV head, block by block: in the store itself or written to scratch.
 class KvBlocks {
  public:
   virtual ~KvBlocks() = default;
-  virtual const float* keys(int64_t block, float* scratch) const = 0;    // [d_head, kKeyBlock]
-  virtual const float* values(int64_t block, float* scratch) const = 0;  // [kKeyBlock, d_head]
+  virtual KvOperand keys(int64_t block, const KvScratch& scratch) const = 0;
+  virtual KvOperand values(int64_t block, const KvScratch& scratch) const = 0;
 };
+
+// The n numbers of an operand as floats: its own, or written to `floats`.
+const float* floats_of(const KvOperand& operand, int64_t n, float* floats,
+                       const KernelTable& table = kernels());
 
 // What is stored as attention reads it, floats or halves: keys [blocks, d_head, kKeyBlock], values
 // [n_ctx, d_head].
@@ -38,11 +59,11 @@ class StoredBlocks final : public KvBlocks {
  public:
   StoredBlocks(const void* keys, const void* values, DType dtype, int64_t n_ctx, int64_t d_head)
       : keys_(keys), values_(values), dtype_(dtype), n_ctx_(n_ctx), d_head_(d_head) {}
-  const float* keys(int64_t block, float* scratch) const override;
-  const float* values(int64_t block, float* scratch) const override;
+  KvOperand keys(int64_t block, const KvScratch& scratch) const override;
+  KvOperand values(int64_t block, const KvScratch& scratch) const override;
 
  private:
-  const float* load(const void* store, int64_t first, int64_t n, float* scratch) const;
+  KvOperand load(const void* store, int64_t first, int64_t n, const KvScratch& scratch) const;
   const void *keys_, *values_;
   DType dtype_;  // kF32, kF16 or kBF16
   int64_t n_ctx_, d_head_;
@@ -76,6 +97,9 @@ struct AttendArgs {
   float* weights = nullptr;  // [n_q, n_heads, n_ctx] or null: the softmax, zero where not visible
 };
 
+// On the calling thread.
 void attend(const AttendArgs& args, const KernelTable& table = kernels());
+// Each of `jobs`; they, and where they are few their spans, are shared out among all threads.
+void attend(std::span<const AttendArgs> jobs, const KernelTable& table = kernels());
 
 }  // namespace quern

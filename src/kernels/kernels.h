@@ -53,15 +53,13 @@ struct KernelTable {
   void (*dot_tile)(const float* x, int64_t ld_x, int64_t n_x, const float* w, int64_t ld_w,
                    int64_t n_w, int64_t k, float* y, int64_t ld_y);
 
-  // y[i, j] = dot(x[i, :], w[:, j]) for i < n_x, j < n_w: the same with w turned, [k, n_w], n_w a
-  // multiple of 32.
-  void (*dot_turned)(const float* x, int64_t ld_x, int64_t n_x, const float* w, int64_t ld_w,
-                     int64_t n_w, int64_t k, float* y, int64_t ld_y);
-
   // y[i, j] = fma(a[i, p], v[p, j], y[i, j]) for p = 0, 1, ..., n_v - 1 in this order, i < n_y and
   // j < n: weighted sums of rows, each with the bits of n_v calls of `axpy`. y may not overlap.
   void (*axpy_rows)(const float* a, int64_t ld_a, int64_t n_y, const float* v, int64_t ld_v,
                     int64_t n_v, int64_t n, float* y, int64_t ld_y);
+  // The same with v of halves; the n_v rows behind them are fetched ahead.
+  void (*axpy_rows_half)(const float* a, int64_t ld_a, int64_t n_y, const void* v, int64_t ld_v,
+                         int64_t n_v, int64_t n, float* y, int64_t ld_y);
 
   // y[i, j] = fma(-a[i, p], v[p, j], y[i, j]) for p = 0, 1, ..., n_v - 1 in this order, i < n_y and
   // j < n, in double: y -= a v for factors of matrices. n_v may be 0. y may not overlap a or v.

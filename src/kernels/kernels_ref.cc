@@ -91,15 +91,6 @@ void dot_tile_ref(const float* x, int64_t ld_x, int64_t n_x, const float* w, int
   }
 }
 
-void dot_turned_ref(const float* x, int64_t ld_x, int64_t n_x, const float* w, int64_t ld_w,
-                    int64_t n_w, int64_t k, float* y, int64_t ld_y) {
-  std::vector<float> column(static_cast<size_t>(k));
-  for (int64_t j = 0; j < n_w; ++j) {
-    for (int64_t c = 0; c < k; ++c) column[static_cast<size_t>(c)] = w[c * ld_w + j];
-    for (int64_t i = 0; i < n_x; ++i) y[i * ld_y + j] = dot_ref(x + i * ld_x, column.data(), k);
-  }
-}
-
 void axpy_ref(float a, const float* x, int64_t n, float* y) {
   for (int64_t i = 0; i < n; ++i) y[i] = std::fma(a, x[i], y[i]);
 }
@@ -108,6 +99,18 @@ void axpy_rows_ref(const float* a, int64_t ld_a, int64_t n_y, const float* v, in
                    int64_t n_v, int64_t n, float* y, int64_t ld_y) {
   for (int64_t i = 0; i < n_y; ++i) {
     for (int64_t p = 0; p < n_v; ++p) axpy_ref(a[i * ld_a + p], v + p * ld_v, n, y + i * ld_y);
+  }
+}
+
+void axpy_rows_half_ref(const float* a, int64_t ld_a, int64_t n_y, const void* v, int64_t ld_v,
+                        int64_t n_v, int64_t n, float* y, int64_t ld_y) {
+  const auto* halves = static_cast<const std::byte*>(v);
+  for (int64_t i = 0; i < n_y; ++i) {
+    for (int64_t p = 0; p < n_v; ++p) {
+      for (int64_t j = 0; j < n; ++j) {
+        y[i * ld_y + j] = std::fma(a[i * ld_a + p], half_at(halves, p * ld_v + j), y[i * ld_y + j]);
+      }
+    }
   }
 }
 
@@ -281,8 +284,8 @@ void fill_ref(KernelTable& table) {
   table.float_to_f16 = float_to_f16_ref;
   table.dot = dot_ref;
   table.dot_tile = dot_tile_ref;
-  table.dot_turned = dot_turned_ref;
   table.axpy_rows = axpy_rows_ref;
+  table.axpy_rows_half = axpy_rows_half_ref;
   table.subtract_rows = subtract_rows_ref;
   table.axpy = axpy_ref;
   table.add = add_ref;

@@ -138,24 +138,6 @@ TEST(Kernels, EveryElementOfATileIsADot) {
   }
 }
 
-TEST(Kernels, EveryElementOfATurnedTileIsADot) {
-  for (Isa isa : testing::fast_isas()) {
-    uint64_t seed = 0;
-    for (Fill kind : {Fill::kGaussian, Fill::kSpecial}) {
-      for (int64_t k : {1, 3, 15, 16, 17, 33, 64, 100, 128}) {
-        for (int64_t n_x : {1, 2, 3, 4, 5, 9}) {
-          const int64_t n_w = 64, ld_x = k + 3, ld_w = n_w + 1, ld_y = n_w + 2;
-          const Case c{k, 1, kind, ++seed};
-          Guarded<float> x = input(c, 1, n_x * ld_x), w = input(c, 2, k * ld_w);
-          compare(kernels(isa), input(c, 3, n_x * ld_y), [&](const KernelTable& t, float* y) {
-            t.dot_turned(x.data(), ld_x, n_x, w.data(), ld_w, n_w, k, y, ld_y);
-          });
-        }
-      }
-    }
-  }
-}
-
 TEST(Kernels, TilesOfLongRowsAreDots) {
   for (Isa isa : testing::fast_isas()) {
     for (int64_t k : {1537, 2048, 2500, 4096}) {
@@ -194,12 +176,22 @@ TEST(Kernels, ElementwiseOperationsAgree) {
 
 TEST(Kernels, WeightedSumsOfRowsAgree) {
   for_each_case([](const KernelTable& table, const Case& c) {
-    for (int64_t n_y : {1, 2, 3, 4, 5, 9}) {
+    for (int64_t n_y : {1, 2, 3, 4, 5, 9, 12}) {
       const int64_t n_v = c.seed % 19, ld_v = c.n + 2, ld_a = n_v + 1, ld_y = c.n + 1;
       Guarded<float> v = input(c, 1, n_v * ld_v + 1), a = input(c, 2, n_y * ld_a);
       compare(table, input(c, 3, n_y * ld_y), [&](const KernelTable& t, float* y) {
         t.axpy_rows(a.data(), ld_a, n_y, v.data(), ld_v, n_v, c.n, y, ld_y);
       });
+      Guarded<uint16_t> halves(n_v * ld_v + 1, c.offset);
+      table.float_to_f16(v.data(), n_v * ld_v + 1, halves.data());
+      table.f16_to_float(halves.data(), n_v * ld_v + 1, v.data());
+      Guarded<float> want = input(c, 3, n_y * ld_y), got = want;
+      compare(table, got, [&](const KernelTable& t, float* y) {
+        t.axpy_rows_half(a.data(), ld_a, n_y, halves.data(), ld_v, n_v, c.n, y, ld_y);
+      });
+      table.axpy_rows(a.data(), ld_a, n_y, v.data(), ld_v, n_v, c.n, want.data(), ld_y);
+      table.axpy_rows_half(a.data(), ld_a, n_y, halves.data(), ld_v, n_v, c.n, got.data(), ld_y);
+      for (int64_t i = 0; i < n_y * ld_y; ++i) ASSERT_TRUE(same_bits(got[i], want[i])) << i;
     }
   });
 }

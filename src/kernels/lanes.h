@@ -213,8 +213,8 @@ struct RowKernels {
     table.f16_to_float = f16_to_float;
     table.float_to_f16 = float_to_f16;
     table.dot = dot;
-    table.dot_turned = BlockKernels<V>::dot_turned;
     table.axpy_rows = BlockKernels<V>::axpy_rows;
+    table.axpy_rows_half = BlockKernels<V>::axpy_rows_half;
     table.axpy = axpy;
     table.add = add;
     table.scale = scale;

@@ -9,7 +9,7 @@ namespace {
 struct Lanes {
   static constexpr int kBlockRows = 2, kBlockColumns = 2;  // axpy_rows: 8 sums of 16 registers
   static constexpr int kFwhtStages = 3, kMixColumns = 2;
-  static constexpr int kTurnedRows = 1, kTurnedColumns = 1;  // dot_turned, whose tree waits
+  static constexpr int kHalfRows = 2, kHalfColumns = 2;
   __m256 lo, hi;
 
   static Lanes set(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }

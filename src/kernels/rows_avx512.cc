@@ -8,7 +8,7 @@ namespace {
 struct Lanes {
   static constexpr int kBlockRows = 4, kBlockColumns = 4;  // axpy_rows: 16 sums of 32 registers
   static constexpr int kFwhtStages = 4, kMixColumns = 4;
-  static constexpr int kTurnedRows = 4, kTurnedColumns = 2;  // dot_turned, whose tree waits
+  static constexpr int kHalfRows = 8, kHalfColumns = 2;  // each half becomes a float once for 8
   __m512 v;
 
   static Lanes set(float a) { return {_mm512_set1_ps(a)}; }

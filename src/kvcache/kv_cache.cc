@@ -95,9 +95,12 @@ void LayerKv::seal(int64_t head, int64_t block) {
   scratch.resize(static_cast<size_t>(kKeyBlock * shape_.d_head));
   const Exact exact(*this, head);
   std::byte* codes = pages_.own(block) + head * page_bytes_;
-  recipe_->keys->encode(KvSide::kKeys, shape_.d_head, exact.keys(block, scratch.data()), codes);
-  recipe_->values->encode(KvSide::kValues, shape_.d_head, exact.values(block, scratch.data()),
-                          codes + key_page_);
+  const int64_t d = shape_.d_head;
+  const auto floats = [&](const KvOperand& stored) {
+    return floats_of(stored, kKeyBlock * d, scratch.data());
+  };
+  recipe_->keys->encode(KvSide::kKeys, d, floats(exact.keys(block, {})), codes);
+  recipe_->values->encode(KvSide::kValues, d, floats(exact.values(block, {})), codes + key_page_);
 }
 
 void LayerKv::make_own() {
@@ -121,15 +124,16 @@ void LayerKv::truncate(int64_t length) {
   exact_blocks_.resize(ceil_div(length - exact_begin_, kKeyBlock));
 }
 
-const float* LayerKv::Codes::keys(int64_t block, float* scratch) const {
-  kv_.recipe_->keys->decode(KvSide::kKeys, kv_.shape_.d_head, kv_.page(head_, block), scratch);
-  return scratch;
+KvOperand LayerKv::Codes::keys(int64_t block, const KvScratch& scratch) const {
+  const std::byte* page = kv_.page(head_, block);
+  kv_.recipe_->keys->decode(KvSide::kKeys, kv_.shape_.d_head, page, scratch.floats);
+  return {.floats = scratch.floats};
 }
 
-const float* LayerKv::Codes::values(int64_t block, float* scratch) const {
-  kv_.recipe_->values->decode(KvSide::kValues, kv_.shape_.d_head,
-                              kv_.page(head_, block) + kv_.key_page_, scratch);
-  return scratch;
+KvOperand LayerKv::Codes::values(int64_t block, const KvScratch& scratch) const {
+  const std::byte* page = kv_.page(head_, block) + kv_.key_page_;
+  kv_.recipe_->values->decode(KvSide::kValues, kv_.shape_.d_head, page, scratch.floats);
+  return {.floats = scratch.floats};
 }
 
 StoredBlocks LayerKv::Exact::stored(int64_t block) const {
@@ -139,11 +143,11 @@ StoredBlocks LayerKv::Exact::stored(int64_t block) const {
           kv_.exact_, n, kv_.shape_.d_head};
 }
 
-const float* LayerKv::Exact::keys(int64_t block, float* scratch) const {
+KvOperand LayerKv::Exact::keys(int64_t block, const KvScratch& scratch) const {
   return stored(block).keys(0, scratch);
 }
 
-const float* LayerKv::Exact::values(int64_t block, float* scratch) const {
+KvOperand LayerKv::Exact::values(int64_t block, const KvScratch& scratch) const {
   return stored(block).values(0, scratch);
 }
 

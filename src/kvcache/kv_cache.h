@@ -55,8 +55,8 @@ class LayerKv {
   class Codes final : public KvBlocks {
    public:
     Codes(const LayerKv& kv, int64_t head) : kv_(kv), head_(head) {}
-    const float* keys(int64_t block, float* scratch) const override;
-    const float* values(int64_t block, float* scratch) const override;
+    KvOperand keys(int64_t block, const KvScratch& scratch) const override;
+    KvOperand values(int64_t block, const KvScratch& scratch) const override;
 
    private:
     const LayerKv& kv_;
@@ -65,8 +65,8 @@ class LayerKv {
   class Exact final : public KvBlocks {
    public:
     Exact(const LayerKv& kv, int64_t head) : kv_(kv), head_(head) {}
-    const float* keys(int64_t block, float* scratch) const override;
-    const float* values(int64_t block, float* scratch) const override;
+    KvOperand keys(int64_t block, const KvScratch& scratch) const override;
+    KvOperand values(int64_t block, const KvScratch& scratch) const override;
 
    private:
     StoredBlocks stored(int64_t block) const;

@@ -38,16 +38,17 @@ void put_all(LayerKv& kv, const Matrix<float>& k, const Matrix<float>& v,
 std::pair<Matrix<float>, Matrix<float>> read_all(const LayerKv& kv, int64_t head, int64_t length,
                                                  int64_t d) {
   std::pair<Matrix<float>, Matrix<float>> read(Matrix<float>(length, d), Matrix<float>(length, d));
-  AlignedVector<float> scratch(static_cast<size_t>(kKeyBlock * d));
+  AlignedVector<float> memory(static_cast<size_t>(kKeyBlock * d)), floats(memory.size());
+  const KvScratch scratch{memory.data()};
   const LayerKv::Codes codes(kv, head);
   const LayerKv::Exact exact(kv, head);
   const int64_t coded = kv.recipe().coded_before(length - 1);
   for (int64_t p = 0; p < length; ++p) {
     const KvBlocks& blocks = p < coded ? static_cast<const KvBlocks&>(codes) : exact;
     const int64_t block = p / kKeyBlock, row = p % kKeyBlock;
-    const float* keys = blocks.keys(block, scratch.data());
+    const float* keys = floats_of(blocks.keys(block, scratch), kKeyBlock * d, floats.data());
     for (int64_t c = 0; c < d; ++c) read.first(p, c) = keys[c * kKeyBlock + row];
-    const float* values = blocks.values(block, scratch.data());
+    const float* values = floats_of(blocks.values(block, scratch), kKeyBlock * d, floats.data());
     for (int64_t c = 0; c < d; ++c) read.second(p, c) = values[row * d + c];
   }
   return read;

@@ -154,6 +154,8 @@ class LayerRun {
   }
 
  private:
+  static constexpr int64_t kMostQueries = 64;
+
   static void copy_rows(MatrixView<const float> from, MatrixView<float> to) {
     for (int64_t i = 0; i < to.rows; ++i) std::copy_n(from.row(i), to.cols, to.row(i));
   }
@@ -229,73 +231,80 @@ class LayerRun {
     }
   }
 
-  // A piece of work is a tile of queries of one sequence for the heads that share a KV head, or for
-  // some of them where there would be too few pieces.
+  // Some queries of one sequence, and what they see.
+  struct Queries {
+    const SequenceRows* sequence;
+    int64_t row, first, count;  // the first of them: in the batch, in the sequence
+    std::array<int64_t, kMostQueries> begin{}, coded{}, end{};  // of all that is seen; of codes
+  };
+  // One KV head of them.
+  struct Head {
+    LayerKv::Codes codes;
+    LayerKv::Exact exact;
+    std::array<KvSegment, 2> segments{};
+  };
+
+  // A job is a tile of queries of one sequence for the heads that share a KV head.
   void attend_all(MatrixView<const float> q, MatrixView<float> z) {
     const AttentionDesc& a = desc_.attention;
     constexpr int64_t kRows = 64;  // queries times heads that share a pass over keys and values
-    constexpr int64_t kMinPieces = 4, kMinHeads = 4;
-    const int64_t per_kv = a.n_heads / a.n_kv_heads;
-    const int64_t most_parts = ceil_div(kMinPieces, a.n_kv_heads * q.rows);
-    const int64_t n_heads = std::max(std::min(kMinHeads, per_kv), ceil_div(per_kv, most_parts));
-    const int64_t parts = ceil_div(per_kv, n_heads);
-    const int64_t n_queries = std::min(kMaxQueries, std::max<int64_t>(1, kRows / n_heads));
-    const int64_t across = a.n_kv_heads * parts;
-    std::vector<Piece> pieces;
+    const int64_t n_queries =
+        std::clamp<int64_t>(kRows / (a.n_heads / a.n_kv_heads), 1, kMostQueries);
+    std::vector<Queries> queries;
     int64_t first_row = 0;
     for (const SequenceRows& sequence : sequences_) {
       for (int64_t i = 0; i < sequence.n_rows; i += n_queries) {
-        pieces.push_back({&sequence, first_row, i, std::min(n_queries, sequence.n_rows - i)});
+        const int64_t count = std::min(n_queries, sequence.n_rows - i);
+        queries.push_back(look(sequence, first_row + i, i, count));
       }
       first_row += sequence.n_rows;
     }
-    parallel_for(static_cast<int64_t>(pieces.size()) * across, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t kv_head = i % across / parts, first = i % across % parts * n_heads;
-        attend_piece(pieces[static_cast<size_t>(i / across)], kv_head, kv_head * per_kv + first,
-                     std::min(n_heads, per_kv - first), q, z);
+    std::vector<Head> heads;
+    std::vector<AttendArgs> jobs;
+    heads.reserve(queries.size() * static_cast<size_t>(a.n_kv_heads));  // jobs point into it
+    for (const Queries& part : queries) {
+      for (int64_t kv_head = 0; kv_head < a.n_kv_heads; ++kv_head) {
+        const LayerKv& kv = *part.sequence->kv;
+        Head& head = heads.emplace_back(Head{LayerKv::Codes(kv, kv_head), {kv, kv_head}});
+        head.segments = {{{&head.codes, part.begin.data(), part.coded.data()},
+                          {&head.exact, part.coded.data(), part.end.data()}}};
+        const auto segments = std::span(head.segments).subspan(kv.recipe().is_coded() ? 0 : 1);
+        jobs.push_back(job(part, kv_head, segments, q, z));
       }
-    });
+    }
+    attend(jobs);
   }
 
-  static constexpr int64_t kMaxQueries = 64;
-  struct Piece {
-    const SequenceRows* sequence;
-    int64_t first_row;           // of the sequence in the batch
-    int64_t first_query, count;  // in the sequence
-  };
-
-  void attend_piece(const Piece& piece, int64_t kv_head, int64_t head, int64_t n_heads,
-                    MatrixView<const float> q, MatrixView<float> z) const {
-    const AttentionDesc& a = desc_.attention;
-    const SequenceRows& sequence = *piece.sequence;
-    const LayerKv& kv = *sequence.kv;
-    std::array<int64_t, kMaxQueries> first{}, coded{}, last{};
-    for (int64_t i = 0; i < piece.count; ++i) {
+  Queries look(const SequenceRows& sequence, int64_t row, int64_t first, int64_t count) const {
+    const int64_t window = desc_.attention.window;
+    Queries queries{&sequence, row, first, count};
+    for (int64_t i = 0; i < count; ++i) {
       const auto at = static_cast<size_t>(i);
-      const int64_t position = sequence.position + piece.first_query + i;
-      last[at] = position + 1;
-      first[at] = a.window > 0 ? std::max<int64_t>(0, position + 1 - a.window) : 0;
-      coded[at] = std::max(first[at], kv.recipe().coded_before(position));
+      const int64_t position = sequence.position + first + i;
+      queries.end[at] = position + 1;
+      queries.begin[at] = window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0;
+      queries.coded[at] = std::max(queries.begin[at], sequence.kv->recipe().coded_before(position));
     }
-    const LayerKv::Codes codes(kv, kv_head);
-    const LayerKv::Exact exact(kv, kv_head);
-    const KvSegment segments[] = {{&codes, first.data(), coded.data()},
-                                  {&exact, coded.data(), last.data()}};
-    const int64_t row = piece.first_row + piece.first_query;
+    return queries;
+  }
+
+  AttendArgs job(const Queries& queries, int64_t kv_head, std::span<const KvSegment> segments,
+                 MatrixView<const float> q, MatrixView<float> z) const {
+    const AttentionDesc& a = desc_.attention;
+    const int64_t n_heads = a.n_heads / a.n_kv_heads, at = kv_head * n_heads * a.d_head;
     AttendArgs args;
-    args.q = q.row(row) + head * a.d_head;
+    args.q = q.row(queries.row) + at;
     args.ld_q = q.stride;
-    args.n_q = piece.count;
+    args.n_q = queries.count;
     args.n_heads = n_heads;
     args.d_head = a.d_head;
-    args.segments = std::span(segments).subspan(kv.recipe().is_coded() ? 0 : 1);
-    args.n_ctx = sequence.position + piece.first_query + piece.count;
+    args.segments = segments;
+    args.n_ctx = queries.sequence->position + queries.first + queries.count;
     args.scale = static_cast<float>(a.scale);
     args.soft_cap = static_cast<float>(a.soft_cap);
-    args.out = z.row(row) + head * a.d_head;
+    args.out = z.row(queries.row) + at;
     args.ld_out = z.stride;
-    attend(args);
+    return args;
   }
 
   bool mlp(MatrixView<const float> x, MatrixView<float> out) {
