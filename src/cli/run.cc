@@ -3,7 +3,9 @@
 
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "base/file.h"
@@ -18,6 +20,8 @@ struct RunOptions {
   GenerateOptions generate;
   int64_t n_ctx = 0;
   Activations activations{};
+  std::string prompt_cache;
+  bool prompt_cache_ro = false;
   bool no_bos = false;
   bool json = false;
 };
@@ -45,8 +49,19 @@ Status generate_text(const RunOptions& o) {
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o.model));
   std::vector<Token> ids = tokenizer->tokenize(prompt);
   if (!o.no_bos && model->desc().bos >= 0) ids.insert(ids.begin(), model->desc().bos);
-  if (ids.empty()) return usage_error("the prompt is empty and the model has no BOS token");
   GenerateOptions options = o.generate;
+  std::optional<PromptCache> saved;
+  if (!o.prompt_cache_ro) options.save_as = o.prompt_cache;
+  if (!o.prompt_cache.empty() && (o.prompt_cache_ro || std::filesystem::exists(o.prompt_cache))) {
+    QUERN_ASSIGN(saved, PromptCache::open(o.prompt_cache));
+    options.saved = &*saved;
+    if (o.prompt.empty() && o.file.empty()) {  // go on where it ends
+      ids.assign(saved->tokens().begin(), saved->tokens().end());
+      QUERN_TRY(check_ids(model->desc(), ids));
+      prompt = tokenizer->detokenize(ids);
+    }
+  }
+  if (ids.empty()) return usage_error("the prompt is empty and the model has no BOS token");
   options.n_ctx = o.n_ctx > 0 ? o.n_ctx : model->desc().n_context;
   std::string text;
   bool is_prompt_shown = o.json;
@@ -66,6 +81,7 @@ Status generate_text(const RunOptions& o) {
                        {"tokens", result.tokens},
                        {"stop", result.stop_reason},
                        {"prompt_tokens", ids.size()},
+                       {"cached_tokens", result.n_reused},
                        {"prompt_tokens_per_second", result.prompt_tokens_per_second},
                        {"generated_tokens_per_second", result.generated_tokens_per_second}};
     fmt::print("{}\n", json.dump(-1, ' ', false, Json::error_handler_t::replace));
@@ -90,6 +106,12 @@ Action declare_run(CLI::App& app) {
   app.add_option("-c,--ctx-size", o->n_ctx, "context; 0: from the model")
       ->check(CLI::Range(0, 1 << 30));
   add_kv(app, o->generate.kv);
+  app.add_option("--prompt-cache", o->prompt_cache,
+                 "file that keeps the cache of the prompt for the next run; without a prompt, the "
+                 "text to continue");
+  app.add_flag("--prompt-cache-all", o->generate.save_generated,
+               "keep what is generated in the file too");
+  app.add_flag("--prompt-cache-ro", o->prompt_cache_ro, "read the file and leave it as it is");
   app.add_option("--stop", o->generate.stop, "text that ends generation (repeatable)");
   app.add_flag("--ignore-eos", o->generate.ignore_eos, "go on after an end-of-text token");
   app.add_flag("--no-bos", o->no_bos, "do not put BOS before the prompt");

@@ -11,9 +11,6 @@
 namespace quern {
 namespace {
 
-// Positions that stay as they came behind those that are read so, for `truncate`.
-constexpr int64_t kKept = kKeyBlock;
-
 // Row `row` of a turned block.
 template <class T>
 void put_turned(const T* x, int64_t n, int64_t row, T* block) {
@@ -152,9 +149,8 @@ KvOperand LayerKv::Exact::values(int64_t block, const KvScratch& scratch) const 
 }
 
 KvCache::KvCache(const std::vector<KvShape>& layers, int64_t capacity, const KvRecipe& recipe)
-    : capacity_(capacity) {
-  const auto shared = std::make_shared<const KvRecipe>(recipe);
-  for (const KvShape& shape : layers) layers_.emplace_back(shape, capacity, shared);
+    : recipe_(std::make_shared<const KvRecipe>(recipe)), capacity_(capacity) {
+  for (const KvShape& shape : layers) layers_.emplace_back(shape, capacity, recipe_);
 }
 
 KvCache KvCache::copy() const {

@@ -4,6 +4,7 @@
 // shares all of it until one of the two writes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <set>
@@ -14,6 +15,7 @@
 #include "kernels/attention.h"
 #include "kernels/hadamard.h"
 #include "kvcache/kv_blocks.h"
+#include "kvcache/kv_layer_state.h"
 #include "kvcache/kv_recipe.h"
 #include "tensor/matrix.h"
 
@@ -51,6 +53,11 @@ class LayerKv {
   }
   void truncate(int64_t length);
 
+  // All that decides what queries from the next position on read, as tensors, and back into an
+  // empty layer. `restore` checks shapes and that all numbers are such.
+  std::vector<KvStateTensor> state() const;
+  Status restore(int64_t length, const KvFindTensor& find);
+
   // Positions of a head before recipe().coded_before(the newest), and those from there on.
   class Codes final : public KvBlocks {
    public:
@@ -84,8 +91,16 @@ class LayerKv {
   static int64_t value_part(int64_t head) { return 2 * head + 1; }
   void put_head(int64_t head, int64_t position, MatrixView<const float> k,
                 MatrixView<const float> v);
+  // The first position that is still kept as it came when `position` is the next.
+  int64_t exact_needed(int64_t position) const {
+    return std::max<int64_t>(0, recipe_->coded_before(position - 1) - kKept);
+  }
   void make_room(int64_t position, int64_t n);
+  Status restore_pages(const KvFindTensor& find);
   void seal(int64_t head, int64_t block);
+
+  // Positions that stay as they came behind those that are read so, for `truncate`.
+  static constexpr int64_t kKept = kKeyBlock;
 
   KvShape shape_;
   std::shared_ptr<const KvRecipe> recipe_;
@@ -114,7 +129,10 @@ class KvCache {
   KvCache copy() const;
   int64_t capacity() const { return capacity_; }
   int64_t length() const { return length_; }
+  const KvRecipe& recipe() const { return *recipe_; }
+  size_t n_layers() const { return layers_.size(); }
   LayerKv& layer(size_t i) { return layers_[i]; }
+  const LayerKv& layer(size_t i) const { return layers_[i]; }
   void advance(int64_t n) { length_ += n; }
   // Drops positions from `length` on. Fails where what is then among the newest is kept as codes
   // only.
@@ -124,6 +142,7 @@ class KvCache {
  private:
   friend size_t kv_bytes(std::span<const KvCache> caches);
   KvCache(const KvCache&) = default;
+  std::shared_ptr<const KvRecipe> recipe_;
   std::vector<LayerKv> layers_;
   int64_t capacity_, length_ = 0;
 };

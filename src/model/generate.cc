@@ -27,6 +27,54 @@ Status prefill(const Model& model, KvCache& cache, std::span<const Token> prompt
   return {};
 }
 
+// Brings the cache to where it shares the longest beginning with the prompt; how many tokens that
+// are. If it is all of the prompt, hidden gets the row of its last token.
+Result<int64_t> reuse(const Model& model, const PromptCache& saved, std::span<const Token> prompt,
+                      const KvRecipe& kv, KvCache& cache, Matrix<float>& hidden) {
+  const std::span<const Token> old = saved.tokens();
+  const auto differs = std::mismatch(old.begin(), old.end(), prompt.begin(), prompt.end()).first;
+  const auto n_old = static_cast<int64_t>(old.size());
+  auto n = static_cast<int64_t>(differs - old.begin());
+  const int64_t room = std::max(cache.capacity(), n_old);
+  QUERN_ASSIGN(cache, model.make_cache(room, kv));
+  QUERN_TRY(saved.load(model, cache, {hidden.data(), static_cast<size_t>(hidden.cols())}));
+  if (n == n_old) return n;
+  if (n == static_cast<int64_t>(prompt.size())) --n;  // the row of its last token is not there
+  if (cache.truncate(n)) return n;
+  QUERN_ASSIGN(cache, model.make_cache(room, kv));  // what is there is coded: all is run again
+  return 0;
+}
+
+std::span<const float> row_of(const Matrix<float>& hidden) {
+  return {hidden.data(), static_cast<size_t>(hidden.cols())};
+}
+
+// The cache behind the prompt, saved if that is asked for, and hidden of its last token.
+Status read_prompt(const Model& model, std::span<const Token> prompt,
+                   const GenerateOptions& options, KvCache& cache, Matrix<float>& hidden,
+                   GenerateResult& result) {
+  const auto start = Clock::now();
+  if (options.saved != nullptr) {
+    QUERN_ASSIGN(result.n_reused, reuse(model, *options.saved, prompt, options.kv, cache, hidden));
+  }
+  const std::span<const Token> rest = prompt.subspan(static_cast<size_t>(result.n_reused));
+  QUERN_TRY(prefill(model, cache, rest, options.n_batch, hidden));
+  result.prompt_tokens_per_second = rate(static_cast<int64_t>(rest.size()), start);
+  if (options.save_as.empty() || options.save_generated) return {};
+  return save_prompt_cache(options.save_as, model, cache, prompt, row_of(hidden));
+}
+
+// The cache behind the text, of which the last token may not have been run.
+Status save_text(const Model& model, std::vector<Token> text, int64_t room, const std::string& path,
+                 KvCache& cache, Matrix<float>& hidden) {
+  const auto n_run = static_cast<size_t>(cache.length());
+  if (n_run < text.size() && cache.length() < room) {
+    QUERN_TRY(model.forward(cache, {&text[n_run], 1}, hidden.view()));
+  }
+  text.resize(static_cast<size_t>(cache.length()));
+  return save_prompt_cache(path, model, cache, text, row_of(hidden));
+}
+
 }  // namespace
 
 std::string StopFilter::push(std::string_view text) {
@@ -73,10 +121,8 @@ Result<GenerateResult> generate(const Model& model, const Tokenizer& tokenizer,
   for (const Token id : prompt) sampler.accept(id);
   Matrix<float> hidden(1, model.desc().d_model), logits(1, model.desc().n_vocab);
   GenerateResult result;
+  QUERN_TRY(read_prompt(model, prompt, options, cache, hidden, result));
   auto start = Clock::now();
-  QUERN_TRY(prefill(model, cache, prompt, options.n_batch, hidden));
-  result.prompt_tokens_per_second = rate(n_prompt, start);
-  start = Clock::now();
   Utf8Stream characters;
   StopFilter filter(options.stop);
   result.stop_reason = "length";
@@ -93,13 +139,13 @@ Result<GenerateResult> generate(const Model& model, const Tokenizer& tokenizer,
     const std::string piece = tokenizer.detokenize_middle({&next, 1});
     if (!options.on_text(filter.push(characters.push(piece)))) {
       result.stop_reason = "cancelled";
-      return result;
+      break;
     }
     if (filter.is_stopped()) {
       result.stop_reason = "stop";
       break;
     }
-    if (cache.length() == cache.capacity()) {
+    if (cache.length() == room) {
       if (static_cast<int64_t>(result.tokens.size()) < options.n_predict) {
         result.stop_reason = "context";
       }
@@ -108,7 +154,13 @@ Result<GenerateResult> generate(const Model& model, const Tokenizer& tokenizer,
     QUERN_TRY(model.forward(cache, {&next, 1}, hidden.view()));
   }
   result.generated_tokens_per_second = rate(static_cast<int64_t>(result.tokens.size()), start);
-  options.on_text(filter.push(characters.flush()) + filter.flush());
+  if (result.stop_reason != "cancelled") {
+    options.on_text(filter.push(characters.flush()) + filter.flush());
+  }
+  if (options.save_as.empty() || !options.save_generated) return result;
+  std::vector<Token> text(prompt.begin(), prompt.end());
+  text.insert(text.end(), result.tokens.begin(), result.tokens.end());
+  QUERN_TRY(save_text(model, text, room, options.save_as, cache, hidden));
   return result;
 }
 

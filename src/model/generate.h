@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "model/model.h"
+#include "model/prompt_cache.h"
 #include "model/sampler.h"
 #include "tokenizer/tokenizer.h"
 
@@ -20,6 +21,11 @@ struct GenerateOptions {
   KvRecipe kv;                    // of the cache
   std::vector<std::string> stop;  // generation ends before any of these
   bool ignore_eos = false;
+  const PromptCache* saved = nullptr;  // what its tokens share with the prompt is not run again
+  // Where to save the cache behind the prompt, or behind the text that was generated; empty:
+  // nowhere.
+  std::string save_as;
+  bool save_generated = false;
   SamplerOptions sampler;
   // Gets whole UTF-8 characters that cannot be part of a stop text any more; false ends.
   std::function<bool(std::string_view)> on_text = [](std::string_view) { return true; };
@@ -28,6 +34,7 @@ struct GenerateOptions {
 struct GenerateResult {
   std::vector<Token> tokens;
   std::string stop_reason;  // "length", "eos", "stop", "context", "cancelled"
+  int64_t n_reused = 0;     // tokens of the prompt that came from `saved`
   double prompt_tokens_per_second = 0, generated_tokens_per_second = 0;
 };
 

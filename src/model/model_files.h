@@ -37,6 +37,8 @@ class ModelFiles {
   const Packed& packed() const { return store_->packed(); }  // empty for an uncompressed model
   const BasisChange& basis() const { return packed().basis; }
 
+  Activations activations() const { return activations_; }
+
   // Views of mapped weights where the file's layout allows it; float copies, or a codec's runtime
   // form, elsewhere.
   Result<LayerWeights> layer(int index) const;

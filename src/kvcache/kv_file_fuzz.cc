@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// Any bytes as a saved cache: refused, or a cache that can be read and grown.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "base/check.h"
+#include "kvcache/kv_file.h"
+
+namespace quern {
+namespace {
+
+constexpr KvShape kShape = {1, 16};
+constexpr int64_t kRoom = 256;
+
+void use(KvCache& cache) {
+  constexpr int64_t kNumbers = kKeyBlock * kShape.d_head;
+  AlignedVector<float> memory(kNumbers), floats(kNumbers);
+  const LayerKv& layer = cache.layer(0);
+  const int64_t coded = layer.recipe().coded_before(cache.length() - 1);
+  for (int64_t p = 0; p < cache.length(); p += kKeyBlock) {
+    const LayerKv::Codes codes(layer, 0);
+    const LayerKv::Exact exact(layer, 0);
+    const KvBlocks& blocks = p < coded ? static_cast<const KvBlocks&>(codes) : exact;
+    const KvScratch scratch{memory.data()};
+    QUERN_CHECK(
+        std::isfinite(floats_of(blocks.keys(p / kKeyBlock, scratch), kKeyBlock, floats.data())[0]));
+    QUERN_CHECK(std::isfinite(
+        floats_of(blocks.values(p / kKeyBlock, scratch), kKeyBlock, floats.data())[0]));
+  }
+  const Matrix<float> rows(std::min<int64_t>(70, kRoom - cache.length()), kShape.d_head);
+  cache.layer(0).put(cache.length(), rows.view(), rows.view());
+  cache.advance(rows.rows());
+  for (const KvStateTensor& tensor : cache.layer(0).state()) QUERN_CHECK(!tensor.name.empty());
+}
+
+}  // namespace
+}  // namespace quern
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace quern;
+  const auto file = KvFile::parse(std::as_bytes(std::span(data, size)));
+  if (!file) {
+    QUERN_CHECK(!file.error().message.empty());
+    return 0;
+  }
+  // Whatever recipe the file names that is cheap to make.
+  const auto recipe = KvRecipe::parse(file->kv());
+  if (!recipe || !recipe->check(kShape.d_head)) return 0;
+  KvCache cache({kShape}, kRoom, *recipe);
+  if (file->load(cache)) use(cache);
+  return 0;
+}
