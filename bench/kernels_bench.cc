@@ -132,7 +132,7 @@ void register_rows(const KernelTable& table, const std::string& suffix) {
                         float* x) { t.activate_gated(Activation::kSilu, gain.data(), 4096, x); }},
       {"gelu", [](const KernelTable& t, float* x) { t.activate(Activation::kGelu, 4096, x); }},
       {"softmax", [](const KernelTable& t, float* x) { t.softmax(1, 4096, x, nullptr); }},
-      {"fwht", [](const KernelTable& t, float* x) { t.fwht(12, nullptr, 1.0f / 64, x); }},
+      {"fwht", [](const KernelTable& t, float* x) { t.fwht(12, nullptr, 1.0f / 64, x, x); }},
       {"axpy_rows_32x64x128",
        [](const KernelTable& t, float* x) {
          t.axpy_rows(matrix.data(), 64, 32, matrix.data(), 128, 64, 128, x, 128);

@@ -74,7 +74,7 @@ constexpr int64_t kRowsPerPiece = 8;
 
 // The orthonormal Hadamard transform, in place.
 void transform(int log2_n, float* x) {
-  kernels().fwht(log2_n, nullptr, static_cast<float>(1 / std::sqrt(std::exp2(log2_n))), x);
+  kernels().fwht(log2_n, nullptr, static_cast<float>(1 / std::sqrt(std::exp2(log2_n))), x, x);
 }
 
 // body(first column, log2 of the width) for blocks and the powers of two at the end.

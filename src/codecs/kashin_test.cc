@@ -27,7 +27,8 @@ std::vector<float> gaussian(int64_t n, uint64_t seed) {
 }
 
 std::vector<float> hadamard(int log2_n, std::vector<float> x) {
-  kernels().fwht(log2_n, nullptr, static_cast<float>(1 / std::sqrt(std::exp2(log2_n))), x.data());
+  kernels().fwht(log2_n, nullptr, static_cast<float>(1 / std::sqrt(std::exp2(log2_n))), x.data(),
+                 x.data());
   return x;
 }
 
@@ -190,7 +191,7 @@ TEST(Kashin, DecodesWhatTheFormatSays) {
         std::vector<float> turned;
         for (int64_t j = at; j < at + width; ++j) turned.push_back(entry(1, i, j));
         kernels(Isa::kRef).fwht(log2_n, nullptr, static_cast<float>(1 / std::sqrt(width)),
-                                turned.data());
+                                turned.data(), turned.data());
         for (int64_t j = at; j < at + width; ++j) {
           const float sum = entry(0, i, j) + turned[static_cast<size_t>(j - at)];
           EXPECT_EQ(decoded(i, j), signs[static_cast<size_t>(j % 32)] * sum) << n;

@@ -201,39 +201,43 @@ struct HadamardPlan::Rows {
   const float* signs = nullptr;  // for a width of 1
 };
 
-void HadamardPlan::rows_of_floats(MatrixView<float> x, const Rows& how) const {
-  QUERN_CHECK(x.cols == n_ * how.width);
+void HadamardPlan::rows_of_floats(MatrixView<const float> x, MatrixView<float> y,
+                                  const Rows& how) const {
+  QUERN_CHECK(x.cols == n_ * how.width && y.cols == x.cols && y.rows == x.rows);
   const int64_t inner = n_ / k_ * how.width;
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(n_)));
   const HadamardTerms terms{k_, how.factor.sign.data(), how.factor.pattern.data()};
   parallel_for(x.rows, grain(x.cols), [&](int64_t begin, int64_t end) {
-    AlignedVector<float> source(k_ > 1 ? static_cast<size_t>(x.cols) : 0);
+    thread_local AlignedVector<float> between;  // the two factors
+    if (k_ > 1) between.resize(std::max(between.size(), static_cast<size_t>(x.cols)));
     for (int64_t r = begin; r < end; ++r) {
-      float* row = x.row(r);
-      if (k_ > 1) std::copy_n(row, x.cols, source.data());
-      float* part = k_ > 1 ? source.data() : row;
-      for (int64_t i = 0; i < k_; ++i, part += inner) {
+      float* to = k_ > 1 ? between.data() : y.row(r);
+      for (int64_t i = 0; i < n_ * how.width; i += inner) {
         if (how.width > 1) {
-          how.table.fwht_rows(log2_inner_, how.width, scale, part);
+          how.table.fwht_rows(log2_inner_, how.width, scale, x.row(r) + i, to + i);
         } else {
-          how.table.fwht(log2_inner_, how.signs == nullptr ? nullptr : how.signs + i * inner, scale,
-                         part);
+          how.table.fwht(log2_inner_, how.signs == nullptr ? nullptr : how.signs + i, scale,
+                         x.row(r) + i, to + i);
         }
       }
-      if (k_ > 1) how.table.hadamard_mix(terms, source.data(), inner, row);
+      if (k_ > 1) how.table.hadamard_mix(terms, between.data(), inner, y.row(r));
     }
   });
 }
 
 void HadamardPlan::apply_rows(MatrixView<float> x, const KernelTable& table) const {
-  rows_of_floats(x, {factor_, table});
+  rows_of_floats(x, x, {factor_, table});
 }
-void HadamardPlan::apply_signed_rows(MatrixView<float> x, const float* signs,
-                                     const KernelTable& table) const {
-  rows_of_floats(x, {factor_, table, 1, signs});
+void HadamardPlan::apply_rows(MatrixView<const float> x, MatrixView<float> y,
+                              const KernelTable& table) const {
+  rows_of_floats(x, y, {factor_, table});
+}
+void HadamardPlan::apply_signed_rows(MatrixView<const float> x, const float* signs,
+                                     MatrixView<float> y, const KernelTable& table) const {
+  rows_of_floats(x, y, {factor_, table, 1, signs});
 }
 void HadamardPlan::apply_rows_transposed(MatrixView<float> x, const KernelTable& table) const {
-  rows_of_floats(x, {transposed_, table});
+  rows_of_floats(x, x, {transposed_, table});
 }
 void HadamardPlan::apply_rows(MatrixView<double> x) const {
   HadamardAxis::rows(*this, factor_.rows, x, 1);
@@ -249,14 +253,18 @@ void HadamardPlan::apply_columns_transposed(MatrixView<double> w) const {
 }
 void HadamardPlan::apply_heads(MatrixView<float> x, int64_t d_head,
                                const KernelTable& table) const {
-  rows_of_floats(x, {factor_, table, d_head});
+  rows_of_floats(x, x, {factor_, table, d_head});
+}
+void HadamardPlan::apply_heads(MatrixView<const float> x, int64_t d_head, MatrixView<float> y,
+                               const KernelTable& table) const {
+  rows_of_floats(x, y, {factor_, table, d_head});
 }
 void HadamardPlan::apply_heads(MatrixView<double> x, int64_t d_head) const {
   HadamardAxis::rows(*this, factor_.rows, x, d_head);
 }
 void HadamardPlan::apply_heads_transposed(MatrixView<float> x, int64_t d_head,
                                           const KernelTable& table) const {
-  rows_of_floats(x, {transposed_, table, d_head});
+  rows_of_floats(x, x, {transposed_, table, d_head});
 }
 void HadamardPlan::apply_heads_transposed(MatrixView<double> x, int64_t d_head) const {
   HadamardAxis::rows(*this, transposed_.rows, x, d_head);

@@ -43,8 +43,11 @@ class HadamardPlan {
   // X <- X M^T and X <- X M for rows of n values; rows are shared out among threads. Floats have
   // the same bits at every ISA (the one of `table` runs).
   void apply_rows(MatrixView<float> x, const KernelTable& table = kernels()) const;
-  // X <- X diag(signs) M^T, signs [n] of +1 and -1.
-  void apply_signed_rows(MatrixView<float> x, const float* signs,
+  // Y = X M^T; Y may be X, and else may not overlap it. So where else there is a Y.
+  void apply_rows(MatrixView<const float> x, MatrixView<float> y,
+                  const KernelTable& table = kernels()) const;
+  // Y = X diag(signs) M^T, signs [n] of +1 and -1.
+  void apply_signed_rows(MatrixView<const float> x, const float* signs, MatrixView<float> y,
                          const KernelTable& table = kernels()) const;
   void apply_rows(MatrixView<double> x) const;
   void apply_rows_transposed(MatrixView<float> x, const KernelTable& table = kernels()) const;
@@ -57,6 +60,8 @@ class HadamardPlan {
   // Every row is [n, d_head] and is multiplied over its first axis: X <- X (M (x) I)^T, X (M (x)
   // I).
   void apply_heads(MatrixView<float> x, int64_t d_head, const KernelTable& table = kernels()) const;
+  void apply_heads(MatrixView<const float> x, int64_t d_head, MatrixView<float> y,
+                   const KernelTable& table = kernels()) const;
   void apply_heads(MatrixView<double> x, int64_t d_head) const;
   void apply_heads_transposed(MatrixView<float> x, int64_t d_head,
                               const KernelTable& table = kernels()) const;
@@ -80,7 +85,7 @@ class HadamardPlan {
 
   friend struct HadamardAxis;
   struct Rows;
-  void rows_of_floats(MatrixView<float> x, const Rows& how) const;
+  void rows_of_floats(MatrixView<const float> x, MatrixView<float> y, const Rows& how) const;
 };
 
 // The operator on the input of o_proj: Had_heads (x) H_head, whatever n_heads * d_head would factor

@@ -204,8 +204,11 @@ TEST(Hadamard, FloatsHaveTheSameBitsAtEveryIsaAndAnyThreadCount) {
         plan.apply_rows(got.view(), kernels(isa));
         EXPECT_EQ(got, want) << n;
         got = x;
-        plan.apply_signed_rows(got.view(), signs.data(), kernels(isa));
+        plan.apply_signed_rows(got.view(), signs.data(), got.view(), kernels(isa));
         EXPECT_EQ(got, turned) << n;
+        Matrix<float> elsewhere(9, n);
+        plan.apply_rows(x.view(), elsewhere.view(), kernels(isa));
+        EXPECT_EQ(elsewhere, want) << n;
       }
     }
     set_thread_count(0);
@@ -235,6 +238,9 @@ TEST(Hadamard, HeadsOfFloatsHaveTheSameBitsAtEveryIsa) {
       Matrix<float> got = x;
       plan.apply_heads(got.view(), d_head, kernels(isa));
       EXPECT_EQ(got, want) << n_heads << " x " << d_head;
+      Matrix<float> elsewhere(3, x.cols());
+      plan.apply_heads(x.view(), d_head, elsewhere.view(), kernels(isa));
+      EXPECT_EQ(elsewhere, want) << n_heads << " x " << d_head;
     }
     Matrix<double> exact(3, x.cols());
     std::copy_n(x.data(), x.rows() * x.cols(), exact.data());

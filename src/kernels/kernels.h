@@ -101,11 +101,12 @@ struct KernelTable {
   //   x[j] <- fma(x[j], c[j], -(x[j+h] s[j]));  x[j+h] <- fma(x[j+h], c[j], x[j] s[j])
   void (*rope)(const float* cosine, const float* sine, int64_t n_dims, float* x);
 
-  // In-place fast Walsh-Hadamard transform of 2^log2_n values: times `signs` (+-1, or null), then
-  // butterflies (a + b, a - b) with h = 1, 2, 4, ..., then times `scale`.
-  void (*fwht)(int log2_n, const float* signs, float scale, float* x);
+  // Fast Walsh-Hadamard transform of 2^log2_n values: times `signs` (+-1, or null), then
+  // butterflies (a + b, a - b) with h = 1, 2, 4, ..., then times `scale`. y may be x, and else may
+  // not overlap it.
+  void (*fwht)(int log2_n, const float* signs, float scale, const float* x, float* y);
   // The same over the first axis of [2^log2_n, width].
-  void (*fwht_rows)(int log2_n, int64_t width, float scale, float* x);
+  void (*fwht_rows)(int log2_n, int64_t width, float scale, const float* x, float* y);
   // y[i, :] = sum_j Had_K[i, j] x[j, :], rows of `width`: the j in fours, (+-a +- b) + (+-c +- d)
   // each, added up in ascending order from +0. y may not overlap x.
   void (*hadamard_mix)(const HadamardTerms& terms, const float* x, int64_t width, float* y);

@@ -238,22 +238,24 @@ void rope_ref(const float* cosine, const float* sine, int64_t n_dims, float* x) 
   }
 }
 
-void fwht_rows_ref(int log2_n, int64_t width, float scale, float* x) {
+void fwht_rows_ref(int log2_n, int64_t width, float scale, const float* x, float* y) {
   const int64_t n = int64_t{1} << log2_n;
+  if (x != y) std::copy_n(x, n * width, y);
   for (int64_t h = 1; h < n; h *= 2) {
     for (int64_t i = 0; i < n * width; ++i) {
       if ((i / width & h) != 0) continue;
-      const float a = x[i], b = x[i + h * width];
-      x[i] = a + b;
-      x[i + h * width] = a - b;
+      const float a = y[i], b = y[i + h * width];
+      y[i] = a + b;
+      y[i + h * width] = a - b;
     }
   }
-  scale_ref(scale, n * width, x);
+  scale_ref(scale, n * width, y);
 }
 
-void fwht_ref(int log2_n, const float* signs, float scale, float* x) {
-  for (int64_t i = 0; signs != nullptr && i < int64_t{1} << log2_n; ++i) x[i] *= signs[i];
-  fwht_rows_ref(log2_n, 1, scale, x);
+void fwht_ref(int log2_n, const float* signs, float scale, const float* x, float* y) {
+  for (int64_t i = 0; i < int64_t{1} << log2_n; ++i)
+    y[i] = signs == nullptr ? x[i] : x[i] * signs[i];
+  fwht_rows_ref(log2_n, 1, scale, y, y);
 }
 
 void hadamard_mix_ref(const HadamardTerms& terms, const float* x, int64_t width, float* y) {

@@ -61,6 +61,16 @@ void compare(const KernelTable& table, Guarded<float> start, Op op) {
   expect_same(start, want);
 }
 
+// From one place to another: the bits of the operation in place, and the source stays.
+template <class InPlace, class Op>
+void expect_alike_elsewhere(const KernelTable& table, const Case& c, InPlace in_place, Op op) {
+  Guarded<float> x = input(c, 1), before = x, want = x, got = input(c, 9);
+  in_place(table, want.data());
+  op(x.data(), got.data());
+  expect_same(got, want);
+  expect_same(x, before);
+}
+
 TEST(Kernels, TheBestIsaIsOneTheHostHas) {
   EXPECT_TRUE(host_has(best_isa()));
   EXPECT_EQ(kernels().isa, best_isa());
@@ -292,8 +302,13 @@ TEST(Kernels, HadamardAgrees) {
         for (int64_t i = 0; i < c.n; ++i) signs[i] = signs[i] < 0 ? -1.0f : 1.0f;
         const float* const no_signs = nullptr;
         for (const float* s : {no_signs, static_cast<const float*>(signs.data())}) {
-          compare(kernels(isa), input(c, 1),
-                  [&](const KernelTable& t, float* y) { t.fwht(log2_n, s, 0.37f, y); });
+          const auto in_place = [&](const KernelTable& t, float* y) {
+            t.fwht(log2_n, s, 0.37f, y, y);
+          };
+          compare(kernels(isa), input(c, 1), in_place);
+          expect_alike_elsewhere(kernels(isa), c, in_place, [&](const float* x, float* y) {
+            kernels(isa).fwht(log2_n, s, 0.37f, x, y);
+          });
         }
       }
     }
@@ -306,8 +321,13 @@ TEST(Kernels, HadamardOverRowsAgrees) {
       for (int64_t width : {1, 2, 3, 15, 16, 17, 31, 33, 64, 80, 128}) {
         const Case c{width << log2_n, width % 2, Fill::kGaussian, 8};
         SCOPED_TRACE(fmt::format("{} 2^{} x {}", isa_name(isa), log2_n, width));
-        compare(kernels(isa), input(c, 1),
-                [&](const KernelTable& t, float* y) { t.fwht_rows(log2_n, width, 0.37f, y); });
+        const auto in_place = [&](const KernelTable& t, float* y) {
+          t.fwht_rows(log2_n, width, 0.37f, y, y);
+        };
+        compare(kernels(isa), input(c, 1), in_place);
+        expect_alike_elsewhere(kernels(isa), c, in_place, [&](const float* x, float* y) {
+          kernels(isa).fwht_rows(log2_n, width, 0.37f, x, y);
+        });
       }
     }
   }

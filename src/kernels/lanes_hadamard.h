@@ -40,7 +40,7 @@ struct HadamardKernels {
 
   // Stages 1 .. 8 and kStages more of consecutive vectors; each result times `factor`.
   template <int kStages, bool kSigned>
-  static inline void first_pass(int64_t n, const float* signs, V factor, float* x) {
+  static inline void first_pass(int64_t n, const float* signs, V factor, const float* x, float* y) {
     constexpr int kN = 1 << kStages;
     for (int64_t i = 0; i < n; i += 16 * kN) {
       V v[kN];
@@ -52,23 +52,24 @@ struct HadamardKernels {
       }
       across(v);
 #pragma GCC unroll 16
-      for (int j = 0; j < kN; ++j) V::mul(v[j], factor).store(x + i + 16 * j);
+      for (int j = 0; j < kN; ++j) V::mul(v[j], factor).store(y + i + 16 * j);
     }
   }
   template <bool kSigned>
-  static inline void first_pass(int stages, int64_t n, const float* signs, V factor, float* x) {
-    if (stages == 0) return first_pass<0, kSigned>(n, signs, factor, x);
-    if (stages == 1) return first_pass<1, kSigned>(n, signs, factor, x);
-    if (stages == 2) return first_pass<2, kSigned>(n, signs, factor, x);
+  static inline void first_pass(int stages, int64_t n, const float* signs, V factor, const float* x,
+                                float* y) {
+    if (stages == 0) return first_pass<0, kSigned>(n, signs, factor, x, y);
+    if (stages == 1) return first_pass<1, kSigned>(n, signs, factor, x, y);
+    if (stages == 2) return first_pass<2, kSigned>(n, signs, factor, x, y);
     if constexpr (V::kFwhtStages > 2) {
-      if (stages == 3) return first_pass<3, kSigned>(n, signs, factor, x);
+      if (stages == 3) return first_pass<3, kSigned>(n, signs, factor, x, y);
     }
-    if constexpr (V::kFwhtStages > 3) return first_pass<4, kSigned>(n, signs, factor, x);
+    if constexpr (V::kFwhtStages > 3) return first_pass<4, kSigned>(n, signs, factor, x, y);
   }
 
   // Stages h, 2 h, ... over 2^kStages stretches of h values.
   template <int kStages>
-  static inline void pass(int64_t n, int64_t h, V factor, float* x) {
+  static inline void pass(int64_t n, int64_t h, V factor, const float* x, float* y) {
     constexpr int kN = 1 << kStages;
     for (int64_t start = 0; start < n; start += kN * h) {
       int64_t i = start;
@@ -78,61 +79,63 @@ struct HadamardKernels {
         for (int j = 0; j < kN; ++j) v[j] = V::load(x + i + j * h);
         across(v);
 #pragma GCC unroll 16
-        for (int j = 0; j < kN; ++j) V::mul(v[j], factor).store(x + i + j * h);
+        for (int j = 0; j < kN; ++j) V::mul(v[j], factor).store(y + i + j * h);
       }
       if (i == start + h) continue;
       const int rest = static_cast<int>(start + h - i);
       V v[kN];
       for (int j = 0; j < kN; ++j) v[j] = V::load_first(x + i + j * h, rest);
       across(v);
-      for (int j = 0; j < kN; ++j) V::mul(v[j], factor).store_first(x + i + j * h, rest);
+      for (int j = 0; j < kN; ++j) V::mul(v[j], factor).store_first(y + i + j * h, rest);
     }
   }
   // The last `stages` stages of n values, the first of them at distance h.
-  static inline void passes(int stages, int64_t n, int64_t h, float scale, float* x) {
+  static inline void passes(int stages, int64_t n, int64_t h, float scale, const float* x,
+                            float* y) {
     while (stages > 0) {
       const int now = std::min(stages, V::kFwhtStages);
       stages -= now;
       const V factor = V::set(stages == 0 ? scale : 1.0f);  // times 1 changes nothing
-      if (now == 1) pass<1>(n, h, factor, x);
-      if (now == 2) pass<2>(n, h, factor, x);
+      if (now == 1) pass<1>(n, h, factor, x, y);
+      if (now == 2) pass<2>(n, h, factor, x, y);
       if constexpr (V::kFwhtStages > 2) {
-        if (now == 3) pass<3>(n, h, factor, x);
+        if (now == 3) pass<3>(n, h, factor, x, y);
       }
       if constexpr (V::kFwhtStages > 3) {
-        if (now == 4) pass<4>(n, h, factor, x);
+        if (now == 4) pass<4>(n, h, factor, x, y);
       }
       h <<= now;
+      x = y;
     }
   }
 
-  static void fwht(int log2_n, const float* signs, float scale, float* x) {
+  static void fwht(int log2_n, const float* signs, float scale, const float* x, float* y) {
     const int64_t n = int64_t{1} << log2_n;
     if (log2_n < 4) {
       const int count = static_cast<int>(n);
       V v = V::load_first(x, count);
       if (signs != nullptr) v = V::mul(v, V::load_first(signs, count));
-      V::mul(within(v, log2_n), V::set(scale)).store_first(x, count);
+      V::mul(within(v, log2_n), V::set(scale)).store_first(y, count);
       return;
     }
     const int first = std::min(log2_n - 4, V::kFwhtStages), rest = log2_n - 4 - first;
     const V factor = V::set(rest == 0 ? scale : 1.0f);
     if (signs != nullptr) {
-      first_pass<true>(first, n, signs, factor, x);
+      first_pass<true>(first, n, signs, factor, x, y);
     } else {
-      first_pass<false>(first, n, signs, factor, x);
+      first_pass<false>(first, n, signs, factor, x, y);
     }
-    passes(rest, n, int64_t{16} << first, scale, x);
+    passes(rest, n, int64_t{16} << first, scale, y, y);
   }
 
-  static void fwht_rows(int log2_n, int64_t width, float scale, float* x) {
-    if (log2_n > 0) return passes(log2_n, width << log2_n, width, scale, x);
+  static void fwht_rows(int log2_n, int64_t width, float scale, const float* x, float* y) {
+    if (log2_n > 0) return passes(log2_n, width << log2_n, width, scale, x, y);
     int64_t i = 0;
     const V factor = V::set(scale);
-    for (; i + 16 <= width; i += 16) V::mul(V::load(x + i), factor).store(x + i);
+    for (; i + 16 <= width; i += 16) V::mul(V::load(x + i), factor).store(y + i);
     if (i == width) return;
     const int rest = static_cast<int>(width - i);
-    V::mul(V::load_first(x + i, rest), factor).store_first(x + i, rest);
+    V::mul(V::load_first(x + i, rest), factor).store_first(y + i, rest);
   }
 
   // ---- Sums over Had_K. The eight sums of each four rows, up to the sign of the first, are made

@@ -49,6 +49,15 @@ Chain Chain::first(size_t n) const {
   return front;
 }
 
+void Chain::apply_to(const float* x, int64_t count, float* y) const {
+  if (steps_.empty()) {
+    std::copy_n(x, count, y);
+    return;
+  }
+  steps_[0]->apply_to(x, count, y);
+  for (size_t i = 1; i < steps_.size(); ++i) steps_[i]->apply(y, count);
+}
+
 int64_t Chain::flops(int64_t count) const {
   int64_t total = 0;
   for (const OperatorPtr& op : operators_) total += op->flops() * (count / op->size());

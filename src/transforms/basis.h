@@ -46,6 +46,8 @@ class Chain {
   void apply(T* x, int64_t count) const {
     for (const auto& op : steps_) op->apply(x, count);
   }
+  // From x to y, which may not overlap x.
+  void apply_to(const float* x, int64_t count, float* y) const;
   template <class T>
   void apply_inverse(T* x, int64_t count) const {
     for (auto op = steps_.rbegin(); op != steps_.rend(); ++op) {

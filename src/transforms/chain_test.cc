@@ -33,6 +33,11 @@ void expect_the_sequence(const Chain& chain, int64_t count) {
   chain.apply(got.data(), count);
   for (const OperatorPtr& op : chain.operators()) op->apply(want.data(), count);
   EXPECT_EQ(got, want);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    AlignedVector<float> elsewhere(x.size());
+    chain.apply_to(x.data(), count, elsewhere.data());
+    EXPECT_EQ(elsewhere, want);
+  }
   chain.apply_inverse(got.data(), count);
   for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(got[i], x[i], sizeof(T) == 8 ? 1e-12 : 1e-5);
 }
@@ -61,6 +66,13 @@ TEST(Chain, PartsOfAChainDoTheirPartAlone) {
   EXPECT_EQ(whole, parts);
   EXPECT_EQ(chain.first(1).operators().size(), 1u);
   EXPECT_EQ(chain.after(1).operators().size(), 2u);
+}
+
+TEST(Chain, OneWithoutOperatorsCopies) {
+  const AlignedVector<float> x = gaussian<float>(20);
+  AlignedVector<float> y(20);
+  Chain().apply_to(x.data(), 20, y.data());
+  EXPECT_EQ(x, y);
 }
 
 TEST(Chain, WhatFilesSayKeepsBothOperators) {

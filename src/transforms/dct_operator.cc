@@ -40,8 +40,9 @@ class Dct final : public Operator {
   }
   bool is_orthogonal() const override { return true; }
   int64_t size() const override { return n_; }
-  void apply(float* x, int64_t count) const override { forward(x, count); }
-  void apply(double* x, int64_t count) const override { forward(x, count); }
+  void apply(float* x, int64_t count) const override { forward(x, count, x); }
+  void apply(double* x, int64_t count) const override { forward(x, count, x); }
+  void apply_to(const float* x, int64_t count, float* y) const override { forward(x, count, y); }
   void apply_inverse(float* x, int64_t count) const override { backward(x, count); }
   void apply_inverse(double* x, int64_t count) const override { backward(x, count); }
   int64_t flops() const override {
@@ -65,12 +66,12 @@ class Dct final : public Operator {
   int64_t source(int64_t j) const { return j < (n_ + 1) / 2 ? 2 * j : 2 * (n_ - 1 - j) + 1; }
 
   template <class T>
-  void forward(T* x, int64_t count) const {
+  void forward(const T* x, int64_t count, T* y) const {
     std::vector<Complex> v(roots_.size()), f(roots_.size());
-    for (T* end = x + count; x != end; x += n_) {
+    for (const T* end = x + count; x != end; x += n_, y += n_) {
       for (int64_t j = 0; j < n_; ++j) v[static_cast<size_t>(j)] = double(x[source(j)]);
       transform(v.data(), 1, n_, f.data());
-      for (size_t k = 0; k < f.size(); ++k) x[k] = static_cast<T>((f[k] * quarter_[k]).real());
+      for (size_t k = 0; k < f.size(); ++k) y[k] = static_cast<T>((f[k] * quarter_[k]).real());
     }
   }
 

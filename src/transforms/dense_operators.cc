@@ -42,6 +42,9 @@ class Blocks final : public Operator {
   int64_t size() const override { return n_blocks_ * block_; }
   void apply(float* x, int64_t count) const override { multiply(transposed_.data(), x, count); }
   void apply(double* x, int64_t count) const override { multiply_transposed(x, count); }
+  void apply_to(const float* x, int64_t count, float* y) const override {
+    multiply(transposed_.data(), x, count, y);
+  }
   void apply_inverse(float* x, int64_t count) const override {
     if (is_orthogonal()) {
       multiply(matrix_.data(), x, count);
@@ -100,20 +103,25 @@ class Blocks final : public Operator {
     }
   }
   // Floats go through the kernel that keeps several stretches in registers: the same sums.
+  static constexpr int64_t kRows = 32;
   void multiply(const float* a, float* x, int64_t count) const {
-    constexpr int64_t kRows = 32;
     const int64_t n_rows = count / size();
-    AlignedVector<float> y(static_cast<size_t>(std::min(kRows, n_rows) * block_));
+    thread_local AlignedVector<float> from;
+    from.resize(std::max(from.size(), static_cast<size_t>(std::min(kRows, n_rows) * size())));
     for (int64_t first = 0; first < n_rows; first += kRows) {
-      const int64_t rows = std::min(kRows, n_rows - first);
+      const int64_t n = std::min(kRows, n_rows - first) * size();
+      std::copy_n(x + first * size(), n, from.data());
+      multiply(a, from.data(), n, x + first * size());
+    }
+  }
+  void multiply(const float* a, const float* x, int64_t count, float* y) const {
+    std::fill_n(y, count, 0.0f);
+    const int64_t n_rows = count / size();
+    for (int64_t first = 0; first < n_rows; first += kRows) {
       for (int64_t b = 0; b < n_blocks_; ++b) {
-        float* from = x + first * size() + b * block_;
-        std::fill(y.begin(), y.end(), 0.0f);
-        kernels().axpy_rows(from, size(), rows, a + at(b, 0, 0), block_, block_, block_, y.data(),
-                            block_);
-        for (int64_t i = 0; i < rows; ++i) {
-          std::copy_n(y.data() + i * block_, block_, from + i * size());
-        }
+        const int64_t start = first * size() + b * block_;
+        kernels().axpy_rows(x + start, size(), std::min(kRows, n_rows - first), a + at(b, 0, 0),
+                            block_, block_, block_, y + start, size());
       }
     }
   }

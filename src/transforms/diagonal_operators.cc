@@ -2,6 +2,7 @@
 // Diagonals and permutations: the operators that may fold into what writes their input.
 #include <cmath>
 
+#include "kernels/kernels.h"
 #include "transforms/operator.h"
 #include "transforms/operator_data.h"
 
@@ -19,8 +20,17 @@ class Diagonal final : public Operator {
     return std::all_of(scale_.begin(), scale_.end(), [](float s) { return std::abs(s) == 1; });
   }
   int64_t size() const override { return static_cast<int64_t>(scale_.size()); }
-  void apply(float* x, int64_t count) const override { multiply(x, count); }
-  void apply(double* x, int64_t count) const override { multiply(x, count); }
+  void apply(float* x, int64_t count) const override { apply_to(x, count, x); }
+  void apply(double* x, int64_t count) const override {
+    for (int64_t start = 0; start < count; start += size()) {
+      for (int64_t j = 0; j < size(); ++j) x[start + j] *= scale_[static_cast<size_t>(j)];
+    }
+  }
+  void apply_to(const float* x, int64_t count, float* y) const override {
+    for (int64_t start = 0; start < count; start += size()) {
+      kernels().multiply(x + start, scale_.data(), size(), y + start);
+    }
+  }
   void apply_inverse(float* x, int64_t count) const override { divide(x, count); }
   void apply_inverse(double* x, int64_t count) const override { divide(x, count); }
   void apply_inverse_transpose(float* x, int64_t count) const override { divide(x, count); }
@@ -33,13 +43,6 @@ class Diagonal final : public Operator {
   }
 
  private:
-  template <class T>
-  void multiply(T* x, int64_t count) const {
-    for (int64_t start = 0; start < count; start += size()) {
-      for (int64_t j = 0; j < size(); ++j)
-        x[start + j] *= static_cast<T>(scale_[static_cast<size_t>(j)]);
-    }
-  }
   template <class T>
   void divide(T* x, int64_t count) const {
     for (int64_t start = 0; start < count; start += size()) {
@@ -59,6 +62,11 @@ class Permutation final : public Operator {
   int64_t size() const override { return static_cast<int64_t>(order_.size()); }
   void apply(float* x, int64_t count) const override { gather(x, count); }
   void apply(double* x, int64_t count) const override { gather(x, count); }
+  void apply_to(const float* x, int64_t count, float* y) const override {
+    for (const float* end = x + count; x != end; x += size(), y += size()) {
+      for (size_t j = 0; j < order_.size(); ++j) y[j] = x[order_[j]];
+    }
+  }
   void apply_inverse(float* x, int64_t count) const override { scatter(x, count); }
   void apply_inverse(double* x, int64_t count) const override { scatter(x, count); }
   int64_t flops() const override { return 0; }

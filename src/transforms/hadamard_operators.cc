@@ -27,6 +27,11 @@ class Signs final : public Operator {
   int64_t size() const override { return static_cast<int64_t>(signs_.size()); }
   void apply(float* x, int64_t count) const override { flip(x, count); }
   void apply(double* x, int64_t count) const override { flip(x, count); }
+  void apply_to(const float* x, int64_t count, float* y) const override {
+    for (int64_t i = 0; i < count; i += size()) {
+      kernels().multiply(x + i, signs_.data(), size(), y + i);
+    }
+  }
   void apply_inverse(float* x, int64_t count) const override { flip(x, count); }
   void apply_inverse(double* x, int64_t count) const override { flip(x, count); }
   int64_t flops() const override { return size(); }
@@ -46,11 +51,7 @@ class Signs final : public Operator {
   }
 
  private:
-  void flip(float* x, int64_t count) const {
-    for (int64_t i = 0; i < count; i += size()) {
-      kernels().multiply(x + i, signs_.data(), size(), x + i);
-    }
-  }
+  void flip(float* x, int64_t count) const { apply_to(x, count, x); }
   void flip(double* x, int64_t count) const {
     for (int64_t start = 0; start < count; start += size()) {
       for (int64_t j = 0; j < size(); ++j) x[start + j] *= signs_[static_cast<size_t>(j)];
@@ -67,6 +68,9 @@ class HadamardOperator final : public Operator {
   int64_t size() const override { return plan_.n(); }
   void apply(float* x, int64_t count) const override { plan_.apply_rows(rows(x, count)); }
   void apply(double* x, int64_t count) const override { plan_.apply_rows(rows(x, count)); }
+  void apply_to(const float* x, int64_t count, float* y) const override {
+    plan_.apply_rows(rows(x, count), rows(y, count));
+  }
   void apply_inverse(float* x, int64_t count) const override {
     plan_.apply_rows_transposed(rows(x, count));
   }
@@ -102,9 +106,11 @@ class SignedHadamard final : public Operator {
       : signs_(std::move(signs)), plan_(std::move(plan)) {}
   bool is_orthogonal() const override { return true; }
   int64_t size() const override { return signs_->size(); }
-  void apply(float* x, int64_t count) const override {
+  void apply(float* x, int64_t count) const override { apply_to(x, count, x); }
+  void apply_to(const float* x, int64_t count, float* y) const override {
     for (int64_t i = 0; i < count; i += plan_.n()) {
-      plan_.apply_signed_rows({x + i, 1, plan_.n()}, signs_->data() + i % size());
+      plan_.apply_signed_rows({x + i, 1, plan_.n()}, signs_->data() + i % size(),
+                              {y + i, 1, plan_.n()});
     }
   }
   void apply(double* x, int64_t count) const override {
@@ -142,6 +148,9 @@ class HeadAxis final : public Operator {
   void apply(float* x, int64_t count) const override { plan_.apply_heads(rows(x, count), d_head_); }
   void apply(double* x, int64_t count) const override {
     plan_.apply_heads(rows(x, count), d_head_);
+  }
+  void apply_to(const float* x, int64_t count, float* y) const override {
+    plan_.apply_heads(rows(x, count), d_head_, rows(y, count));
   }
   void apply_inverse(float* x, int64_t count) const override {
     plan_.apply_heads_transposed(rows(x, count), d_head_);

@@ -7,6 +7,7 @@
 // operator both are `apply`, and none needs to be symmetric.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -51,6 +52,11 @@ class Operator {
   // In place on `count` values, a multiple of size(): x -> x M^T.
   virtual void apply(float* x, int64_t count) const = 0;
   virtual void apply(double* x, int64_t count) const = 0;
+  // The same from x to y, which may not overlap x, with the same bits.
+  virtual void apply_to(const float* x, int64_t count, float* y) const {
+    std::copy_n(x, count, y);
+    apply(y, count);
+  }
   // x -> x M^-T
   virtual void apply_inverse(float* x, int64_t count) const = 0;
   virtual void apply_inverse(double* x, int64_t count) const = 0;

@@ -122,6 +122,23 @@ Matrix<double> transposed(const Matrix<double>& m) {
   return t;
 }
 
+TEST(Operator, FromOnePlaceToAnotherHasTheBitsOfInPlace) {
+  for (const Case& c : cases()) {
+    for (const int64_t stretches : {1, 5, 40}) {
+      const int64_t count = stretches * c.op->size();
+      Random random(6);
+      std::vector<float> x(static_cast<size_t>(count)), y(x.size(), 7.0f);
+      for (float& value : x) value = static_cast<float>(random.gaussian());
+      std::vector<float> in_place = x;
+      const std::vector<float> before = x;
+      c.op->apply_to(x.data(), count, y.data());
+      c.op->apply(in_place.data(), count);
+      EXPECT_EQ(y, in_place) << c.name << " x " << stretches;
+      EXPECT_EQ(x, before) << c.name;
+    }
+  }
+}
+
 TEST(Operator, IsTheMatrixItStandsFor) {
   for (const Case& c : cases()) {
     const Matrix<double> m = matrix_of(*c.op);
