@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <numeric>
 
@@ -58,30 +57,6 @@ void add_normed(const NormDesc& norm, const NormWeight& weight, float* x, int64_
   kernels().add(x, n, y);
 }
 
-// Runs `work`; its time is added to `time`, unless that is null.
-template <class Work>
-void spend(SpentTime* time, const Work& work) {
-  using Clock = std::chrono::steady_clock;
-  if (time == nullptr) return work();
-  const auto start = Clock::now();
-  work();
-  time->nanoseconds +=
-      std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
-}
-
-// x <- what `what` says of the chain.
-void apply_rows(const Chain& chain, MatrixView<float> x, Online what) {
-  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
-    const int64_t together = x.stride == x.cols ? end - begin : 1;  // rows
-    for (int64_t i = begin; i < end; i += together) {
-      const int64_t count = together * x.cols;
-      if (what == Online::kApply) chain.apply(x.row(i), count);
-      if (what == Online::kInverse) chain.apply_inverse(x.row(i), count);
-      if (what == Online::kInverseTranspose) chain.apply_inverse_transpose(x.row(i), count);
-    }
-  });
-}
-
 class LayerRun {
  public:
   LayerRun(const LayerContext& context, const LayerWeights& weights,
@@ -98,7 +73,6 @@ class LayerRun {
     if (weights_.mlp_skip.exists()) return run_sliced(h);
     ScratchMatrix x(h.rows, h.cols), out(h.rows, h.cols);
     apply_norm(desc_.attn_norm, weights_.attn_norm, h, x.view());
-    apply_online(weights_.online.attn_in, x.view(), online_time_);
     if (!attention(x.view(), out.view())) return false;
     // A sum and the norms around it pass over a row together.
     for_rows(h, [&](int64_t i) {
@@ -110,7 +84,6 @@ class LayerRun {
         norm_row(desc_.mlp_norm, weights_.mlp_norm, h.row(i), h.cols, x.row(i));
       }
     });
-    apply_online(weights_.online.mlp_in, x.view(), online_time_);
     if (!mlp(x.view(), out.view())) return false;
     for_rows(h, [&](int64_t i) {
       add_normed(desc_.mlp_post_norm, weights_.mlp_post_norm, out.row(i), h.cols, h.row(i));
@@ -128,7 +101,6 @@ class LayerRun {
     for_rows(x.view(), [&](int64_t i) {
       norm_row(desc_.attn_norm, weights_.attn_norm, h.row(i), d_in, x.row(i), full.cols);
     });
-    apply_online(weights_.online.attn_in, x.view(), online_time_);
     if (!attention(x.view(), past.view())) return false;
     copy_rows(h, x.view());
     ScratchMatrix middle(desc_.parallel ? 0 : h.rows, d_mid);
@@ -141,7 +113,6 @@ class LayerRun {
     for_rows(mid, [&](int64_t i) {
       norm_row(desc_.mlp_norm, weights_.mlp_norm, mid.row(i), d_mid, z.row(i), full.cols);
     });
-    apply_online(weights_.online.mlp_in, z.view(), online_time_);
     if (!mlp(z.view(), out.view())) return false;
     linear(weights_.mlp_skip, mid, skipped.view());
     for_rows(out.view(), [&](int64_t i) {
@@ -164,22 +135,30 @@ class LayerRun {
     return tap_ == nullptr || tap_->input(role, expert, x);
   }
 
-  bool attention(MatrixView<const float> x, MatrixView<float> out) {
+  // Operators between rows and the products that read them: left to these, but where a tap looks.
+  OnlineChain before_products(const Chain& chain, MatrixView<float> x) {
+    if (tap_ == nullptr) return {&chain, online_time_};
+    apply_online(chain, x, online_time_);
+    return {};
+  }
+
+  bool attention(MatrixView<float> x, MatrixView<float> out) {
     const AttentionDesc& a = desc_.attention;
+    const OnlineChain to_read = before_products(weights_.online.attn_in, x);
     if (!show(Role::kQ, -1, x)) return false;
     ScratchMatrix q(x.rows, a.n_heads * a.d_head), k(x.rows, a.n_kv_heads * a.d_head),
         v(x.rows, a.n_kv_heads * a.d_head), z(x.rows, a.n_heads * a.d_head);
     const Product products[] = {
         {&weights_.q, q.view()}, {&weights_.k, k.view()}, {&weights_.v, v.view()}};
-    linear(products, x);
+    linear(products, x, to_read);
     place_heads(q.view(), k.view(), v.view());
     spend(attention_time_, [&] { attend_all(q.view(), z.view()); });
     for_rotated([&](const HadamardPlan& rotation, int64_t row, int64_t n) {
       rotation.apply_rows_transposed(heads_of(z.view(), row, n));
     });
-    apply_online(weights_.online.heads, z.view(), online_time_);
+    const OnlineChain online = before_products(weights_.online.heads, z.view());
     if (!show(Role::kO, -1, z.view())) return false;
-    linear(weights_.o, z.view(), out);
+    linear(weights_.o, z.view(), out, online);
     return true;
   }
 
@@ -307,27 +286,31 @@ class LayerRun {
     return args;
   }
 
-  bool mlp(MatrixView<const float> x, MatrixView<float> out) {
-    if (desc_.mlp.n_experts == 0) return expert(weights_.experts[0], -1, Role::kGate, x, out);
+  bool mlp(MatrixView<float> x, MatrixView<float> out) {
+    if (desc_.mlp.n_experts == 0) {
+      const OnlineChain to_read = before_products(weights_.online.mlp_in, x);
+      return expert(weights_.experts[0], -1, Role::kGate, x, to_read, out);
+    }
+    apply_online(weights_.online.mlp_in, x, online_time_);  // routers and experts read it
     return mixture(x, out);
   }
 
-  // out <- down( act(gate x) * (up x) )
+  // out <- down( act(gate x) * (up x) ), x behind `to_read`
   bool expert(const ExpertWeights& weights, int index, Role gate_role, MatrixView<const float> x,
-              MatrixView<float> out) {
+              const OnlineChain& to_read, MatrixView<float> out) {
     const bool is_shared = gate_role == Role::kSharedGate;
     if (!show(gate_role, index, x)) return false;
     ScratchMatrix middle(x.rows, weights.up.n_out);
     const MatrixView<float> u = middle.view();
     if (desc_.mlp.gated) {
-      linear_gated(weights.gate, weights.up, desc_.mlp.activation, x, u);
+      linear_gated(weights.gate, weights.up, desc_.mlp.activation, x, u, to_read);
     } else {
-      linear(weights.up, x, u);
+      linear(weights.up, x, u, to_read);
       for_rows(u, [&](int64_t i) { kernels().activate(desc_.mlp.activation, u.cols, u.row(i)); });
     }
-    if (!is_shared) apply_online(weights_.online.ffn, u, online_time_);
+    const OnlineChain online = is_shared ? OnlineChain() : before_products(weights_.online.ffn, u);
     if (!show(is_shared ? Role::kSharedDown : Role::kDown, index, u)) return false;
-    linear(weights.down, u, out);
+    linear(weights.down, u, out, online);
     return true;
   }
 
@@ -349,7 +332,7 @@ class LayerRun {
         std::copy_n(x.row(rows[static_cast<size_t>(r)]), x.cols, part.row(r));
       }
       if (!expert(weights_.experts[static_cast<size_t>(e)], static_cast<int>(e), Role::kGate,
-                  part.view(), result.view())) {
+                  part.view(), {}, result.view())) {
         return false;
       }
       for (int64_t r = 0; r < part.rows(); ++r) {
@@ -362,7 +345,7 @@ class LayerRun {
 
   bool shared_expert(MatrixView<const float> x, MatrixView<float> out) {
     ScratchMatrix result(x.rows, out.cols), gate(x.rows, 1);
-    if (!expert(weights_.shared, -1, Role::kSharedGate, x, result.view())) return false;
+    if (!expert(weights_.shared, -1, Role::kSharedGate, x, {}, result.view())) return false;
     if (desc_.mlp.shared_router) linear(weights_.shared_router, x, gate.view());
     for (int64_t i = 0; i < x.rows; ++i) {
       const float share =
@@ -440,11 +423,6 @@ void apply_norm(const NormDesc& norm, const NormWeight& weight, MatrixView<const
                 MatrixView<float> dst) {
   if (norm.kind == NormKind::kNone && src.data == dst.data) return;
   for_rows(dst, [&](int64_t i) { norm_row(norm, weight, src.row(i), src.cols, dst.row(i)); });
-}
-
-void apply_online(const Chain& chain, MatrixView<float> x, SpentTime* time, Online what) {
-  if (chain.empty()) return;
-  spend(time, [&] { apply_rows(chain, x, what); });
 }
 
 bool forward_layer(const LayerContext& context, const LayerWeights& weights,

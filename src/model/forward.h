@@ -2,7 +2,6 @@
 // One decoder layer on a batch of token rows: what generation runs and what calibration runs.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -11,7 +10,9 @@
 #include "model/fuse.h"
 #include "model/layer_desc.h"
 #include "model/linear.h"
+#include "model/online.h"
 #include "model/roles.h"
+#include "model/spent_time.h"
 #include "tensor/matrix.h"
 
 namespace quern {
@@ -59,17 +60,6 @@ class LayerTap {
 };
 
 class RopeTables;
-
-// Time that callers spent in a part of the work, from many threads.
-struct SpentTime {
-  std::atomic<int64_t> nanoseconds{0};
-  double seconds() const { return static_cast<double>(nanoseconds.load()) / 1e9; }
-};
-
-// x <- x M^T, x M^-T, or x M^-1 (of what meets x in a product); rows are shared out among threads.
-enum class Online : uint8_t { kApply, kInverse, kInverseTranspose };
-void apply_online(const Chain& chain, MatrixView<float> x, SpentTime* time = nullptr,
-                  Online what = Online::kApply);
 
 struct LayerContext {
   const ModelDesc* model = nullptr;

@@ -84,11 +84,12 @@ int64_t spread(int64_t n) {
   return (ceil_div(n, kLine) | 1) * kLine;
 }
 
-// The input of one product, rounded as `rounding` says, or where that is null to 8 bits in groups;
-// the calling thread keeps the memory for the next.
+// The input of one product behind its online operators, rounded as `rounding` says, or where that
+// is null to 8 bits in groups; the calling thread keeps the memory for the next.
 class RoundedRows {
  public:
-  RoundedRows(MatrixView<const float> x, int64_t group, const ActRounding* rounding)
+  RoundedRows(MatrixView<const float> x, const OnlineChain& online, int64_t group,
+              const ActRounding* rounding)
       : n_(x.rows),
         n_groups_(ceil_div(x.cols, group)),
         group_(group),
@@ -103,16 +104,13 @@ class RoundedRows {
     levels_ = levels.data();
     scales_ = scales.data();
     offsets_ = offsets.data();
-    const int64_t grain = std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, x.cols));
-    parallel_for(x.rows, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const ActLevels row = {group_, levels_ + i * stride_, scales_ + i * n_groups_,
-                               offsets_ + i * n_groups_};
-        if (rounding == nullptr) {
-          kernels().quantize_row(x.row(i), x.cols, group_, row.levels, row.scales, row.offsets);
-        } else {
-          rounding->act->levels(x.row(i), x.cols, rounding->ranges, row);
-        }
+    for_rows_behind(online, x, [&](int64_t i, const float* row) {
+      const ActLevels to = {group_, levels_ + i * stride_, scales_ + i * n_groups_,
+                            offsets_ + i * n_groups_};
+      if (rounding == nullptr) {
+        kernels().quantize_row(row, x.cols, group_, to.levels, to.scales, to.offsets);
+      } else {
+        rounding->act->levels(row, x.cols, rounding->ranges, to);
       }
     });
   }
@@ -175,6 +173,22 @@ bool round_alike(const LinearWeight& a, const LinearWeight& b) {
   return a.rounding != nullptr && b.rounding != nullptr && *a.rounding == *b.rounding;
 }
 
+bool is_rounded_to_floats(const LinearWeight& weight) {
+  return weight.codec != nullptr && weight.rounding != nullptr && !weight.is_int8();
+}
+
+// Whether products round their input, and one rounding serves all.
+bool round_once(std::span<const Product> products) {
+  const LinearWeight& first = *products[0].weight;
+  return std::all_of(products.begin(), products.end(), [&](const Product& product) {
+    const LinearWeight& weight = *product.weight;
+    if (!round_alike(weight, first)) return false;
+    if (!weight.is_int8()) return is_rounded_to_floats(weight) && is_rounded_to_floats(first);
+    return first.is_int8() &&
+           weight.codec->panel_tile(weight.n_in).group == first.codec->panel_tile(first.n_in).group;
+  });
+}
+
 // Rows of a product that a thread takes at once.
 struct Piece {
   const Product* product;
@@ -197,10 +211,10 @@ void for_pieces(const std::vector<Piece>& pieces, const Body& body) {
 
 // linear_gated piece by piece: the rows of `up` meet those of `gate` while both are in a cache.
 void gated_pieces(const Int8Cut& gate, const Int8Cut& up, Activation activation,
-                  MatrixView<const float> x, MatrixView<float> y) {
+                  MatrixView<const float> x, MatrixView<float> y, const OnlineChain& online) {
   std::vector<Piece> pieces;
   cut(*gate.product, &gate, gate.piece, pieces);
-  const RoundedRows rounded(x, gate.tile.group, gate.product->weight->rounding.get());
+  const RoundedRows rounded(x, online, gate.tile.group, gate.product->weight->rounding.get());
   for_pieces(pieces, [&](const Piece& piece) {
     thread_local AlignedVector<float> part;
     part.resize(std::max(part.size(), static_cast<size_t>(x.rows * piece.n_rows)));
@@ -272,7 +286,8 @@ void decode_rows(const LinearWeight& weight, int64_t row, int64_t n_rows, float*
 namespace {
 
 // Products whose input is rounded to floats: such as take the same ones go together.
-void linear_of_values(std::vector<const Product*> products, MatrixView<const float> x) {
+void linear_of_values(std::vector<const Product*> products, MatrixView<const float> x,
+                      const OnlineChain& online) {
   std::vector<Piece> pieces;
   for (auto first = products.begin(), next = first; first != products.end(); first = next) {
     const LinearWeight& weight = *(*first)->weight;
@@ -285,10 +300,8 @@ void linear_of_values(std::vector<const Product*> products, MatrixView<const flo
     }
     ScratchMatrix rounded(x.rows, x.cols);
     const MatrixView<float> values = rounded.view();
-    const int64_t grain = std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, x.cols));
-    parallel_for(x.rows, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        weight.rounding->values(x.row(i), x.cols, values.row(i));
+    for_rows_behind(online, x, [&](int64_t i, const float* row) {
+      weight.rounding->values(row, x.cols, values.row(i));
     });
     for_pieces(pieces, [&](const Piece& piece) {
       linear_piece(*piece.product->weight, values, piece.first, piece.n_rows,
@@ -298,7 +311,8 @@ void linear_of_values(std::vector<const Product*> products, MatrixView<const flo
 }
 
 // Products of integers: such as take the same levels go together.
-void linear_of_levels(std::vector<Int8Cut> cuts, MatrixView<const float> x) {
+void linear_of_levels(std::vector<Int8Cut> cuts, MatrixView<const float> x,
+                      const OnlineChain& online) {
   std::vector<Piece> pieces;
   for (auto first = cuts.begin(), next = first; first != cuts.end(); first = next) {
     const LinearWeight& weight = *first->product->weight;
@@ -308,7 +322,7 @@ void linear_of_levels(std::vector<Int8Cut> cuts, MatrixView<const float> x) {
     });
     pieces.clear();
     for (auto how = first; how != next; ++how) cut(*how->product, &*how, how->piece, pieces);
-    const RoundedRows rounded(x, group, weight.rounding.get());
+    const RoundedRows rounded(x, online, group, weight.rounding.get());
     for_pieces(pieces, [&](const Piece& piece) {
       const MatrixView<float> y = piece.product->y.col_range(piece.first, piece.n_rows);
       int8_piece(*piece.how, rounded.view(), piece.first, piece.n_rows, y);
@@ -319,7 +333,13 @@ void linear_of_levels(std::vector<Int8Cut> cuts, MatrixView<const float> x) {
 
 }  // namespace
 
-void linear(std::span<const Product> products, MatrixView<const float> x) {
+void linear(std::span<const Product> products, MatrixView<const float> x,
+            const OnlineChain& online) {
+  if (!online.empty() && !round_once(products)) {
+    ScratchMatrix behind(x.rows, x.cols);
+    put_behind(online, x, behind.view());
+    return linear(products, behind.view());
+  }
   std::vector<Piece> pieces;
   std::vector<Int8Cut> cuts;
   std::vector<const Product*> of_values;
@@ -329,7 +349,7 @@ void linear(std::span<const Product> products, MatrixView<const float> x) {
                  x.rows == product.y.rows);
     if (weight.is_int8()) {
       cuts.emplace_back(product, x.rows);
-    } else if (weight.codec != nullptr && weight.rounding != nullptr) {
+    } else if (is_rounded_to_floats(weight)) {
       of_values.push_back(&product);
     } else {
       cut(product, nullptr, rows_per_piece(weight, x.rows), pieces);
@@ -339,27 +359,28 @@ void linear(std::span<const Product> products, MatrixView<const float> x) {
     linear_piece(*piece.product->weight, x, piece.first, piece.n_rows,
                  piece.product->y.col_range(piece.first, piece.n_rows));
   });
-  linear_of_values(std::move(of_values), x);
-  linear_of_levels(std::move(cuts), x);
+  linear_of_values(std::move(of_values), x, online);
+  linear_of_levels(std::move(cuts), x, online);
 }
 
-void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y) {
+void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y,
+            const OnlineChain& online) {
   const Product product{&weight, y};
-  linear({&product, 1}, x);
+  linear({&product, 1}, x, online);
 }
 
 void linear_gated(const LinearWeight& gate, const LinearWeight& up, Activation activation,
-                  MatrixView<const float> x, MatrixView<float> y) {
+                  MatrixView<const float> x, MatrixView<float> y, const OnlineChain& online) {
   const Product products[] = {{&gate, y}, {&up, {}}};
   if (gate.is_int8() && up.is_int8() && round_alike(gate, up)) {
     const Int8Cut of_gate(products[0], x.rows), of_up(products[1], x.rows);
     if (of_gate.tile.group == of_up.tile.group && of_gate.piece == of_up.piece) {
-      return gated_pieces(of_gate, of_up, activation, x, y);
+      return gated_pieces(of_gate, of_up, activation, x, y, online);
     }
   }
   ScratchMatrix whole(x.rows, up.n_out);
   const Product apart[] = {{&gate, y}, {&up, whole.view()}};
-  linear(apart, x);
+  linear(apart, x, online);
   parallel_for(x.rows, ceil_div(kActivated, y.cols), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       kernels().activate_gated(activation, whole.row(i), y.cols, y.row(i));

@@ -11,6 +11,7 @@
 #include "activations/act_quantizer.h"
 #include "codecs/codec.h"
 #include "kernels/activation.h"
+#include "model/online.h"
 #include "tensor/dtype.h"
 #include "tensor/matrix.h"
 
@@ -47,19 +48,23 @@ struct LinearWeight {
 // y[n, n_out] = x[n, n_in] W^T + bias. Every entry has the bits of one 16-lane dot over the decoded
 // row, or of the integer product over its panel, so neither the batch nor the number of threads
 // matters.
-void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y);
+void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y,
+            const OnlineChain& online = {});
 
 // Several products of one input, each as above, at the cost of one call: the input is rounded once,
-// and threads share all the work.
+// and threads share all the work. What they read is x behind the chain `online`: where all products
+// round alike a few rows go through it just before they are rounded, so that a row passes through
+// memory once; the bits are those of rows that went through it before.
 struct Product {
   const LinearWeight* weight;
   MatrixView<float> y;
 };
-void linear(std::span<const Product> products, MatrixView<const float> x);
+void linear(std::span<const Product> products, MatrixView<const float> x,
+            const OnlineChain& online = {});
 
 // y <- act(gate x) * (up x), with the bits of the two products and KernelTable::activate_gated.
 void linear_gated(const LinearWeight& gate, const LinearWeight& up, Activation activation,
-                  MatrixView<const float> x, MatrixView<float> y);
+                  MatrixView<const float> x, MatrixView<float> y, const OnlineChain& online = {});
 
 // A coded weight in its codec's runtime form, if there is one, else as it is. `codec` must be that
 // of weight.codes. Where many rows are read for every token.
