@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels/intrinsics.h"
+#include "kernels/pack_avx512.h"
 #include "kernels/panels_round.h"
 #include "kernels/tables.h"
 #include "kernels/transpose_avx512.h"
@@ -39,8 +40,8 @@ inline __m512i levels_at(const float* x, int64_t j, int64_t k, const GroupRoundi
       _mm512_mul_ps(load_columns(x, j, k), _mm512_set1_ps(rounding.to_levels)));
 }
 
-void quantize_row(const float* x, int64_t k, int64_t group, int8_t* levels, float* scales,
-                  int32_t* offsets) {
+void quantize_groups(const float* x, int64_t k, int64_t group, int8_t* levels, float* scales,
+                     int32_t* offsets) {
   for (int64_t j0 = 0; j0 < k; j0 += group) {
     const GroupRounding rounding = rounding_of(x, j0, group, k);
     __m512i sum = _mm512_setzero_si512();
@@ -54,23 +55,30 @@ void quantize_row(const float* x, int64_t k, int64_t group, int8_t* levels, floa
   }
 }
 
-// Lane r of the result is the largest lane of v[r].
-inline __m512i largest_of_each(__m512i (&v)[16]) {
+// Lane r of the result is `join` of all lanes of v[r].
+template <class Join>
+inline __m512i reduce_each(const __m512i (&v)[16], const Join& join) {
   __m512i t[8];
   for (int i = 0; i < 8; ++i) {
-    t[i] = _mm512_max_epu32(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
-                            _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+    t[i] = join(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
+                _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
   }
   for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_max_epu32(_mm512_unpacklo_epi64(t[2 * i], t[2 * i + 1]),
-                            _mm512_unpackhi_epi64(t[2 * i], t[2 * i + 1]));
+    t[i] = join(_mm512_unpacklo_epi64(t[2 * i], t[2 * i + 1]),
+                _mm512_unpackhi_epi64(t[2 * i], t[2 * i + 1]));
   }
   for (int i = 0; i < 2; ++i) {
-    t[i] = _mm512_max_epu32(_mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0x88),
-                            _mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0xdd));
+    t[i] = join(_mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0x88),
+                _mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0xdd));
   }
-  return _mm512_max_epu32(_mm512_shuffle_i32x4(t[0], t[1], 0x88),
-                          _mm512_shuffle_i32x4(t[0], t[1], 0xdd));
+  return join(_mm512_shuffle_i32x4(t[0], t[1], 0x88), _mm512_shuffle_i32x4(t[0], t[1], 0xdd));
+}
+
+inline __m512i largest_of_each(const __m512i (&v)[16]) {
+  return reduce_each(v, [](__m512i a, __m512i b) { return _mm512_max_epu32(a, b); });
+}
+inline __m512i sum_of_each(const __m512i (&v)[16]) {
+  return reduce_each(v, [](__m512i a, __m512i b) { return _mm512_add_epi32(a, b); });
 }
 
 // GroupRounding of 16 rows: writes their scales and factors to levels.
@@ -84,14 +92,59 @@ inline void round_groups(__m512i largest, float* scales, float* to_levels) {
   _mm512_store_ps(to_levels, _mm512_maskz_div_ps(is_number, levels, most));
 }
 
+// n <= 16 whole groups, of a multiple of 64 columns each.
+void quantize_whole_groups(const float* x, int n, int64_t group, int8_t* levels, float* scales,
+                           int32_t* offsets) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i each[16] = {};
+  alignas(64) float to_levels[16], all_scales[16];
+  for (int g = 0; g < n; ++g) {
+    for (int64_t j = g * group; j < (g + 1) * group; j += 16) {
+      const __m512i bits = _mm512_castps_si512(_mm512_loadu_ps(x + j));
+      each[g] = _mm512_max_epu32(each[g], _mm512_and_si512(bits, magnitude));
+    }
+  }
+  round_groups(largest_of_each(each), all_scales, to_levels);
+  for (int g = 0; g < n; ++g) {
+    const __m512 factor = _mm512_set1_ps(to_levels[g]);
+    const auto levels_of = [&](int64_t j) {
+      return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + j), factor));
+    };
+    each[g] = _mm512_setzero_si512();
+    for (int64_t j = g * group; j < (g + 1) * group; j += 64, levels += 64) {
+      __m512i bytes = _mm512_setzero_si512();
+      if (to_levels[g] != 0) {
+        bytes = pack_bytes(levels_of(j), levels_of(j + 16), levels_of(j + 32), levels_of(j + 48));
+      }
+      each[g] = add_bytes(each[g], bytes);
+      _mm512_storeu_si512(levels, bytes);
+    }
+  }
+  const __m512i offset = _mm512_mullo_epi32(sum_of_each(each), _mm512_set1_epi32(-kPanelZero));
+  _mm512_mask_storeu_ps(scales, first_lanes(n), _mm512_load_ps(all_scales));
+  _mm512_mask_storeu_epi32(offsets, first_lanes(n), offset);
+}
+
+void quantize_row(const float* x, int64_t k, int64_t group, int8_t* levels, float* scales,
+                  int32_t* offsets) {
+  while (group % 64 == 0 && group <= k) {
+    const int n = static_cast<int>(std::min<int64_t>(16, k / group));
+    quantize_whole_groups(x, n, group, levels, scales, offsets);
+    x += n * group;
+    k -= n * group;
+    levels += n * group;
+    scales += n;
+    offsets += n;
+  }
+  quantize_groups(x, k, group, levels, scales, offsets);
+}
+
 // A group of columns from j0 on; with kIsWhole all of them are there.
 template <bool kIsWhole>
 void quantize_group(const float* w, int64_t n_rows, int64_t k, int64_t j0, int64_t group,
                     uint8_t* levels, float* scales) {
   const __m512i zero = _mm512_set1_epi8(static_cast<char>(kPanelZero));
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  // Packing works in 128-bit lanes: of four vectors packed, lane l has four columns of each.
-  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const auto load = [&](const float* x, int64_t j) {
     return kIsWhole ? _mm512_loadu_ps(x + j) : load_columns(x, j, k);
   };
@@ -113,9 +166,8 @@ void quantize_group(const float* w, int64_t n_rows, int64_t k, int64_t j0, int64
       const auto levels_at = [&](int64_t column) {
         return _mm512_cvtps_epi32(_mm512_mul_ps(load(w + r * k, column), factor));
       };
-      const __m512i low = _mm512_packs_epi32(levels_at(j), levels_at(j + 16));
-      const __m512i high = _mm512_packs_epi32(levels_at(j + 32), levels_at(j + 48));
-      const __m512i row = _mm512_permutexvar_epi32(in_order, _mm512_packs_epi16(low, high));
+      const __m512i row =
+          pack_bytes(levels_at(j), levels_at(j + 16), levels_at(j + 32), levels_at(j + 48));
       rows[r] = _mm512_xor_si512(row, zero);
     }
     transpose_16x16(rows);

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// 64 integers of 32 bits as bytes, and sums of bytes: what all roundings to levels end with.
+#pragma once
+
+#include "kernels/intrinsics.h"
+
+namespace quern {
+
+// The bytes of a, b, c, d in this order; what does not fit into an int8 is held at its ends.
+inline __m512i pack_bytes(__m512i a, __m512i b, __m512i c, __m512i d) {
+  // Packing works in 128-bit lanes: of four vectors packed, lane l has four columns of each.
+  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i low = _mm512_packs_epi32(a, b), high = _mm512_packs_epi32(c, d);
+  return _mm512_permutexvar_epi32(in_order, _mm512_packs_epi16(low, high));
+}
+
+// sums += in each lane four of the signed bytes.
+inline __m512i add_bytes(__m512i sums, __m512i bytes) {
+  return _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), bytes);
+}
+
+}  // namespace quern
