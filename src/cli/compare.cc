@@ -100,7 +100,7 @@ Status measure_quality(const CompareOptions& o, const Models& models, std::span<
   };
   QUERN_ASSIGN(const std::vector<EvalResult> results, evaluate(models, models[0], ids, eval));
   for (size_t i = 0; i < rows.size(); ++i) rows[i].eval = results[i];
-  rows[0].eval.has_base = eval.kv.is_coded();  // else it would be compared with itself
+  rows[0].eval.has_base = !eval.kv.is_plain();  // else it would be compared with itself
   return {};
 }
 

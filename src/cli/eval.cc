@@ -44,7 +44,9 @@ Action declare_eval(CLI::App& app) {
     QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o->model));
     const std::vector<Token> ids = tokenizer->tokenize(text);
     ProgressBar bar(o->json);
-    o->eval.n_ctx = std::min(o->eval.n_ctx, model->desc().n_context);
+    if (!check_context(model->desc(), o->eval.n_ctx, o->eval.kv)) {
+      o->eval.n_ctx = std::min(o->eval.n_ctx, model->desc().n_context);
+    }
     o->eval.proceed = [&](double done) {
       bar.show(done, "eval");
       return !interrupted();

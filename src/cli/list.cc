@@ -67,6 +67,7 @@ Json everything() {
           {"solvers", rows_json(solvers())},
           {"recipes", std::move(recipes_json)},
           {"kv", rows_json(kv_codecs())},
+          {"policies", rows_json(kv_policies())},
           {"caches", std::move(caches_json)},
           {"architectures", std::move(archs_json)}};
 }
@@ -180,10 +181,10 @@ Action declare_list(CLI::App& app) {
   const auto o = std::make_shared<Options>();
   app.add_option(
          "WHAT", o->what,
-         "codecs, transforms, activations, solvers, recipes, kv (codecs of caches), caches or "
-         "architectures; default: all")
+         "codecs, transforms, activations, solvers, recipes, kv (codecs of caches), policies (of "
+         "eviction), caches or architectures; default: all")
       ->check(CLI::IsMember({"codecs", "transforms", "activations", "solvers", "recipes", "kv",
-                             "caches", "architectures"}));
+                             "policies", "caches", "architectures"}));
   app.add_flag("--measure", o->measure,
                "code Gaussian numbers with every codec: bits, error, speed");
   app.add_option("--codec", o->spec, "measure this codec alone, as 'int(4, group=64)'");

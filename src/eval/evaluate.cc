@@ -36,9 +36,8 @@ struct Window {
 Result<std::vector<Window>> cut(const ModelDesc& model, std::span<const Token> text,
                                 const EvalOptions& options) {
   const int64_t n = options.n_ctx;
-  if (n < 4 || n > model.n_context) {
-    return usage_error("context of {} tokens: expected 4..{}", n, model.n_context);
-  }
+  if (n < 4) return usage_error("context of {} tokens: expected 4..{}", n, model.n_context);
+  QUERN_TRY(check_context(model, n, options.kv));
   if (options.protocol != Protocol::kStrided && model.bos < 0) {
     return usage_error("protocol {} needs a BOS token and the model has none; use strided",
                        protocol_name(options.protocol));
@@ -175,7 +174,7 @@ class Scores {
 class Evaluation {
  public:
   Evaluation(std::span<const Model* const> models, const Model* base, const KvRecipe& kv)
-      : models_(models), base_(base), is_plain_(!kv.is_coded()), scores_(models.size()) {
+      : models_(models), base_(base), is_plain_(kv.is_plain()), scores_(models.size()) {
     for (const Model* model : models) runs_.emplace_back(*model, kv);
     if (base != nullptr) base_run_.emplace(*base, KvRecipe());
   }

@@ -78,6 +78,7 @@ class SpeedRun {
     Matrix<float> hidden(o_.n_prompt, model_.desc().d_model), logits(1, model_.desc().n_vocab);
     const Start start(model_);
     QUERN_TRY(model_.forward(cache, prompt, hidden.view()));
+    model_.end_prompt(cache);
     model_.logits(hidden.view().row_range(o_.n_prompt - 1, 1), logits.view());
     record(o_.n_prompt, start, result.prompt);
     return {};

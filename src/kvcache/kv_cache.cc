@@ -26,8 +26,11 @@ LayerKv::LayerKv(KvShape shape, int64_t capacity, std::shared_ptr<const KvRecipe
       capacity_(capacity),
       exact_blocks_(kKeyBlock * row_bytes(), shape.n_kv_heads * 2) {
   QUERN_CHECK(exact_ == DType::kF16 || exact_ == DType::kF32);
+  if (policy() != nullptr) slots_ = KvSlots(*policy(), shape.n_kv_heads);
   if (!recipe_->is_coded()) {
-    exact_blocks_.reserve(ceil_div(capacity, kKeyBlock));
+    const int64_t most =
+        policy() == nullptr ? capacity : std::min(capacity, policy()->most_slots());
+    if (policy() == nullptr || most < capacity) exact_blocks_.reserve(ceil_div(most, kKeyBlock));
     return;
   }
   key_page_ = recipe_->keys->page_bytes(KvSide::kKeys, shape.d_head);
@@ -38,52 +41,59 @@ LayerKv::LayerKv(KvShape shape, int64_t capacity, std::shared_ptr<const KvRecipe
   }
 }
 
-// Room for positions [exact_begin_, position + n), where those that no query from `position` on
-// reads as they came have made way.
-void LayerKv::make_room(int64_t position, int64_t n) {
-  const int64_t begin = std::max(exact_begin_, recipe_->coded_before(position) - kKept);
+// Room for slots [exact_begin_, slot + n), where those that no query from `slot` on reads as they
+// came have made way.
+void LayerKv::make_room(int64_t slot, int64_t n) {
+  const int64_t begin = std::max(exact_begin_, coded_slots(slot) - kKept);
   exact_blocks_.drop_front((begin - exact_begin_) / kKeyBlock);
   exact_begin_ = begin;
-  const int64_t end = position + n - exact_begin_;
-  exact_blocks_.resize(ceil_div(end, kKeyBlock));
-  exact_blocks_.make_own((position - exact_begin_) / kKeyBlock, exact_blocks_.size());
+  const int64_t n_blocks = ceil_div(slot + n - exact_begin_, kKeyBlock);
+  if (n_blocks > exact_blocks_.size()) exact_blocks_.resize(n_blocks);
+  exact_blocks_.make_own((slot - exact_begin_) / kKeyBlock, exact_blocks_.size());
 }
 
 void LayerKv::put(int64_t position, MatrixView<const float> k, MatrixView<const float> v) {
-  QUERN_CHECK(position == length_ && position + k.rows <= capacity_);
-  make_room(position, k.rows);
-  length_ = position + k.rows;
+  const int64_t slot = slot_of(position);
+  QUERN_CHECK(slot == length_ && position + k.rows <= capacity_);
+  make_room(slot, k.rows);
+  length_ = slot + k.rows;
+  if (policy() != nullptr) slots_.append(position, k.rows);
   const int64_t first = pages_.size();
-  pages_.resize(recipe_->coded_before(length_ - 1) / kKeyBlock);
+  pages_.resize(coded_slots(length_ - 1) / kKeyBlock);
   const int64_t heads = shape_.n_kv_heads, grain = k.rows < kKeyBlock ? heads : 1;
   parallel_for(heads, grain, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head) {
-      put_head(head, position, k, v);
+      put_head(head, slot, k, v);
       for (int64_t block = first; block < pages_.size(); ++block) seal(head, block);
     }
   });
 }
 
-void LayerKv::put_head(int64_t head, int64_t position, MatrixView<const float> k,
+void LayerKv::put_head(int64_t head, int64_t slot, MatrixView<const float> k,
                        MatrixView<const float> v) {
   const int64_t d = shape_.d_head;
   for (int64_t i = 0; i < k.rows; ++i) {
-    const int64_t p = position + i - exact_begin_, row = p % kKeyBlock;
-    std::byte* keys = exact_blocks_.own(p / kKeyBlock, key_part(head));
+    put_key(head, slot + i, k.row(i) + head * d);
+    const int64_t p = slot + i - exact_begin_, row = p % kKeyBlock;
     std::byte* values = exact_blocks_.own(p / kKeyBlock, value_part(head));
-    const float *key = k.row(i) + head * d, *value = v.row(i) + head * d;
+    const float* value = v.row(i) + head * d;
     if (exact_ == DType::kF32) {
-      put_turned(key, d, row, reinterpret_cast<float*>(keys));
       std::copy_n(value, d, reinterpret_cast<float*>(values) + row * d);
-      continue;
+    } else {
+      kernels().float_to_f16(value, d, values + row * d * 2);
     }
-    kernels().float_to_f16(value, d, values + row * d * 2);
-    for (int64_t c = 0; c < d; c += kKeyBlock) {
-      uint16_t halves[kKeyBlock];
-      const int64_t n = std::min(kKeyBlock, d - c);
-      kernels().float_to_f16(key + c, n, halves);
-      put_turned(halves, n, row, reinterpret_cast<uint16_t*>(keys) + c * kKeyBlock);
-    }
+  }
+}
+
+void LayerKv::put_key(int64_t head, int64_t slot, const float* key) {
+  const int64_t d = shape_.d_head, p = slot - exact_begin_, row = p % kKeyBlock;
+  std::byte* keys = exact_blocks_.own(p / kKeyBlock, key_part(head));
+  if (exact_ == DType::kF32) return put_turned(key, d, row, reinterpret_cast<float*>(keys));
+  for (int64_t c = 0; c < d; c += kKeyBlock) {
+    uint16_t halves[kKeyBlock];
+    const int64_t n = std::min(kKeyBlock, d - c);
+    kernels().float_to_f16(key + c, n, halves);
+    put_turned(halves, n, row, reinterpret_cast<uint16_t*>(keys) + c * kKeyBlock);
   }
 }
 
@@ -106,7 +116,9 @@ void LayerKv::make_own() {
 }
 
 int64_t LayerKv::bytes_read(int64_t first, int64_t last) const {
-  const int64_t coded = std::clamp(recipe_->coded_before(last - 1), first, last);
+  last = slot_of(last);
+  first = std::clamp<int64_t>(slot_of(first), 0, last);
+  const int64_t coded = std::clamp(coded_slots(last - 1), first, last);
   const int64_t pages = ceil_div(coded, kKeyBlock) - first / kKeyBlock;
   const int64_t exact_row = 2 * shape_.d_head * dtype_bits(exact_) / 8;
   return shape_.n_kv_heads *
@@ -115,10 +127,13 @@ int64_t LayerKv::bytes_read(int64_t first, int64_t last) const {
 
 void LayerKv::truncate(int64_t length) {
   QUERN_CHECK(can_truncate(length));
-  length_ = length;
-  pages_.resize(length > 0 ? recipe_->coded_before(length - 1) / kKeyBlock : 0);
-  if (length == 0) exact_begin_ = 0;
-  exact_blocks_.resize(ceil_div(length - exact_begin_, kKeyBlock));
+  if (length == 0) {
+    exact_begin_ = 0;
+    if (policy() != nullptr) slots_ = KvSlots(*policy(), shape_.n_kv_heads);
+  }
+  length_ = slot_of(length);
+  pages_.resize(length_ > 0 ? coded_slots(length_ - 1) / kKeyBlock : 0);
+  exact_blocks_.resize(ceil_div(length_ - exact_begin_, kKeyBlock));
 }
 
 KvOperand LayerKv::Codes::keys(int64_t block, const KvScratch& scratch) const {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keys and values of one sequence, one store per layer, as a KvRecipe says: pages of codes, and the
 // newest positions as halves or floats. Keys are stored as attention reads them, after RoPE. A copy
-// shares all of it until one of the two writes.
+// shares all of it until one of the two writes. Under a policy of eviction positions lie in slots,
+// without one slot and position are the same.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include "kvcache/kv_blocks.h"
 #include "kvcache/kv_layer_state.h"
 #include "kvcache/kv_recipe.h"
+#include "kvcache/kv_slots.h"
 #include "tensor/matrix.h"
 
 namespace quern {
@@ -42,21 +44,37 @@ class LayerKv {
   void make_own();
   // Allocated, without what is in `seen`, which gains it.
   size_t n_new_bytes(std::set<const void*>& seen) const {
-    return exact_blocks_.n_new_bytes(seen) + pages_.n_new_bytes(seen);
+    return exact_blocks_.n_new_bytes(seen) + pages_.n_new_bytes(seen) + slots_.n_bytes();
   }
   // What a query that sees positions [first, last), itself the last of them, reads of all heads.
   int64_t bytes_read(int64_t first, int64_t last) const;
 
-  // Whether positions from `length` on can be dropped: what then is the newest must not be codes.
+  // Whether positions from `length` on can be dropped: what then is the newest must not be codes,
+  // and no score or decision can be taken back.
   bool can_truncate(int64_t length) const {
-    return recipe_->coded_before(length - 1) >= exact_begin_ || length == 0;
+    if (length == 0 || length == n_slots() + slots_.n_dropped) return true;
+    return policy() == nullptr && recipe_->coded_before(length - 1) >= exact_begin_;
   }
   void truncate(int64_t length);
+
+  // A query at `position` reads the slots before this one from codes.
+  int64_t coded_before(int64_t position) const { return coded_slots(slot_of(position)); }
+
+  // Eviction (kv_eviction.cc); the caller knows when decisions are due.
+  const KvPolicy* policy() const { return recipe_->policy.get(); }  // null: everything stays
+  int64_t n_slots() const { return length_; }
+  int64_t slot_of(int64_t position) const { return position - slots_.n_dropped; }
+  const KvSlots& slots() const { return slots_; }
+  KvSlots& slots() { return slots_; }
+  // Drops what the policy says, if there is more than its budget; whether it did.
+  bool evict();
+  // Keys of a few slots anew; rows [n_kv_heads * d_head].
+  void put_keys(int64_t slot, MatrixView<const float> k);
 
   // All that decides what queries from the next position on read, as tensors, and back into an
   // empty layer. `restore` checks shapes and that all numbers are such.
   std::vector<KvStateTensor> state() const;
-  Status restore(int64_t length, const KvFindTensor& find);
+  Status restore(int64_t n_positions, const KvFindTensor& find);
 
   // Positions of a head before recipe().coded_before(the newest), and those from there on.
   class Codes final : public KvBlocks {
@@ -89,13 +107,18 @@ class LayerKv {
   // Parts of a block of exact_blocks_.
   static int64_t key_part(int64_t head) { return 2 * head; }
   static int64_t value_part(int64_t head) { return 2 * head + 1; }
-  void put_head(int64_t head, int64_t position, MatrixView<const float> k,
-                MatrixView<const float> v);
-  // The first position that is still kept as it came when `position` is the next.
-  int64_t exact_needed(int64_t position) const {
-    return std::max<int64_t>(0, recipe_->coded_before(position - 1) - kKept);
+  void put_head(int64_t head, int64_t slot, MatrixView<const float> k, MatrixView<const float> v);
+  int64_t coded_slots(int64_t slot) const {
+    return slots_.is_open ? 0 : recipe_->coded_before(slot);
   }
-  void make_room(int64_t position, int64_t n);
+  // The first slot that is still kept as it came when `slot` is the next.
+  int64_t exact_needed(int64_t slot) const {
+    return std::max<int64_t>(0, coded_slots(slot - 1) - kKept);
+  }
+  void put_key(int64_t head, int64_t slot, const float* key);
+  bool close_ranks();
+  void move_row(int64_t head, int64_t from, int64_t to);
+  void make_room(int64_t slot, int64_t n);
   Status restore_pages(const KvFindTensor& find);
   void seal(int64_t head, int64_t block);
 
@@ -107,7 +130,8 @@ class LayerKv {
   std::shared_ptr<const HadamardPlan> rotation_;
   DType exact_;
   int64_t capacity_;
-  // Positions [exact_begin_, length_) as they came, exact_begin_ a multiple of kKeyBlock: of every
+  KvSlots slots_;
+  // Slots [exact_begin_, length_) as they came, exact_begin_ a multiple of kKeyBlock: of every
   // head, keys turned, and rows of values.
   int64_t exact_begin_ = 0, length_ = 0;
   KvBlockList exact_blocks_;

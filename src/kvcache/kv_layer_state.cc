@@ -47,7 +47,86 @@ Result<const TensorInfo*> tensor_of(const TensorInfo* tensor, std::string_view n
   return tensor;
 }
 
+// Rows of floats of any width; none at all if absent.
+Status restore_rows(const TensorInfo* tensor, std::string_view name, int64_t most,
+                    std::vector<float>& rows, int64_t& width) {
+  if (tensor == nullptr) return {};
+  if (tensor->dtype != DType::kF32 || tensor->shape.size() != 2 || tensor->shape[0] > most ||
+      tensor->shape[1] < 1 ||
+      !is_finite(DType::kF32, tensor->bytes, static_cast<int64_t>(tensor->n_bytes / 4))) {
+    return error("{} is {} {}, expected at most {} rows of numbers", name,
+                 dtype_name(tensor->dtype), to_string(tensor->shape), most);
+  }
+  width = tensor->shape[1];
+  rows.resize(tensor->n_bytes / 4);
+  if (!rows.empty()) std::memcpy(rows.data(), tensor->bytes, tensor->n_bytes);
+  return {};
+}
+
+// [n_heads, n], whatever the lists hold.
+template <class T>
+KvStateTensor by_head(std::string name, DType dtype, const std::vector<std::vector<T>>& lists) {
+  std::vector<T> all;
+  for (const std::vector<T>& list : lists) all.insert(all.end(), list.begin(), list.end());
+  KvStateTensor tensor = KvStateTensor::of(std::move(name), dtype, all);
+  tensor.shape = {static_cast<int64_t>(lists.size()), static_cast<int64_t>(lists[0].size())};
+  return tensor;
+}
+
+void add_rows(std::string name, const std::vector<float>& rows, int64_t width,
+              std::vector<KvStateTensor>& tensors) {
+  if (rows.empty()) return;
+  KvStateTensor tensor = KvStateTensor::of(std::move(name), DType::kF32, rows);
+  tensor.shape = {static_cast<int64_t>(rows.size()) / width, width};
+  tensors.push_back(std::move(tensor));
+}
+
 }  // namespace
+
+void KvSlots::add_state(std::vector<KvStateTensor>& tensors) const {
+  tensors.push_back(by_head("positions", DType::kI32, positions));
+  tensors.push_back(by_head("scores", DType::kF32, scores));
+  add_rows("moving", moving, moving_width, tensors);
+  add_rows("queries", queries, query_width, tensors);
+}
+
+Status KvSlots::restore(const KvPolicy& policy, int64_t n_positions, const KvFindTensor& find) {
+  const TensorInfo* found = find("positions");
+  if (found == nullptr || found->shape.size() != 2) return error("no positions of two axes");
+  const auto heads = static_cast<int64_t>(positions.size());
+  const int64_t n = found->shape[1];
+  if (n < 1 || n > n_positions) return error("{} slots of {} positions", n, n_positions);
+  QUERN_ASSIGN(const TensorInfo* at, tensor_of(found, "positions", DType::kI32, {heads, n}));
+  QUERN_ASSIGN(const TensorInfo* sums,
+               tensor_of(find("scores"), "scores", DType::kF32, {heads, n}));
+  for (size_t head = 0; head < positions.size(); ++head) {
+    positions[head].resize(static_cast<size_t>(n));
+    scores[head].resize(static_cast<size_t>(n));
+    const size_t n_bytes = static_cast<size_t>(n) * 4;
+    std::memcpy(positions[head].data(), at->bytes + head * n_bytes, n_bytes);
+    std::memcpy(scores[head].data(), sums->bytes + head * n_bytes, n_bytes);
+    int64_t before = -1;
+    for (const int32_t position : positions[head]) {
+      if (position <= before || position >= n_positions) {
+        return error("position {} behind {} of {}", position, before, n_positions);
+      }
+      before = position;
+    }
+  }
+  if (!is_finite(DType::kF32, sums->bytes, heads * n)) return error("scores that are no numbers");
+  n_dropped = n_positions - n;
+  const TensorInfo* rows = find("queries");
+  is_open = rows != nullptr;
+  if (is_open && (n_dropped > 0 || policy.n_prompt_queries() == 0)) {
+    return error("queries of a prompt that has ended");
+  }
+  QUERN_TRY(restore_rows(rows, "queries", policy.n_prompt_queries(), queries, query_width));
+  QUERN_TRY(restore_rows(find("moving"), "moving", policy.n_moving(), moving, moving_width));
+  if (n_moving() != std::min(n_positions, policy.n_moving())) {
+    return error("{} rows of moving keys, expected {}", n_moving(), policy.n_moving());
+  }
+  return {};
+}
 
 std::vector<KvStateTensor> LayerKv::state() const {
   const int64_t begin = std::max(exact_begin_, exact_needed(length_)), n = length_ - begin;
@@ -69,6 +148,7 @@ std::vector<KvStateTensor> LayerKv::state() const {
   std::vector<KvStateTensor> tensors;
   tensors.push_back(std::move(keys));
   tensors.push_back(std::move(values));
+  if (policy() != nullptr) slots_.add_state(tensors);
   if (!recipe_->is_coded()) return tensors;
   KvStateTensor pages{"pages", DType::kU8, {pages_.size(), heads, page_bytes_}, {}};
   for (int64_t block = 0; block < pages_.size(); ++block) {
@@ -79,10 +159,12 @@ std::vector<KvStateTensor> LayerKv::state() const {
   return tensors;
 }
 
-Status LayerKv::restore(int64_t length, const KvFindTensor& find) {
-  QUERN_CHECK(length_ == 0 && length <= capacity_);
+Status LayerKv::restore(int64_t n_positions, const KvFindTensor& find) {
+  QUERN_CHECK(length_ == 0 && n_positions <= capacity_);
+  if (policy() != nullptr) QUERN_TRY(slots_.restore(*policy(), n_positions, find));
+  const int64_t length = n_positions - slots_.n_dropped;
   const int64_t heads = shape_.n_kv_heads, row = row_bytes(), width = dtype_bits(exact_) / 8;
-  const int64_t coded = recipe_->coded_before(length - 1);
+  const int64_t coded = coded_slots(length - 1);
   const TensorInfo* found = find("keys");
   if (found == nullptr || found->shape.size() != 3) return error("no keys of three axes");
   const int64_t n = found->shape[1], begin = length - n;
@@ -116,7 +198,7 @@ Status LayerKv::restore(int64_t length, const KvFindTensor& find) {
 }
 
 Status LayerKv::restore_pages(const KvFindTensor& find) {
-  const int64_t n = recipe_->coded_before(length_ - 1) / kKeyBlock, heads = shape_.n_kv_heads;
+  const int64_t n = coded_slots(length_ - 1) / kKeyBlock, heads = shape_.n_kv_heads;
   QUERN_ASSIGN(const TensorInfo* pages,
                tensor_of(find("pages"), "pages", DType::kU8, {n, heads, page_bytes_}));
   pages_.resize(n);

@@ -9,10 +9,11 @@ namespace {
 using spec::ParamKind;
 
 constexpr spec::ParamSpec kParams[] = {
-    {"k", ParamKind::kCall, "", 0, 0, "", "codec of keys"},
-    {"v", ParamKind::kCall, "", 0, 0, "", "codec of values"},
+    {"k", ParamKind::kCall, "none", 0, 0, "", "codec of keys"},
+    {"v", ParamKind::kCall, "none", 0, 0, "", "codec of values"},
     {"window", ParamKind::kInt, "0", 0, 1 << 20, "", "newest positions that stay halves"},
     {"rotate", ParamKind::kChoice, "false", 0, 0, "true|false", "heads by a Hadamard matrix"},
+    {"evict", ParamKind::kCall, "none", 0, 0, "", "policy of eviction"},
 };
 
 constexpr KvPreset kPresets[] = {
@@ -27,6 +28,16 @@ constexpr KvPreset kPresets[] = {
     {"lloyd-3bit", "kv(k=lloyd(3), v=lloyd(3), rotate=true)", "TurboQuant at 3 bits"},
     {"lloyd-2bit", "kv(k=lloyd(2), v=lloyd(2), rotate=true)", "TurboQuant at 2 bits"},
 };
+
+// A recipe without codecs: what is left of it.
+Result<KvRecipe> uncoded(KvRecipe recipe) {
+  if (recipe.window != 0 || recipe.rotate) {
+    return usage_error("kv: window and rotate are for codecs, and there is no k and no v");
+  }
+  if (recipe.policy == nullptr) return usage_error("kv: neither codecs nor a policy");
+  recipe.text = fmt::format("kv(evict={})", recipe.policy->spec());
+  return recipe;
+}
 
 }  // namespace
 
@@ -53,14 +64,26 @@ Result<KvRecipe> KvRecipe::parse(std::string_view text) {
                        spec::describe(kParams));
   }
   QUERN_ASSIGN(const spec::Params params, spec::Params::bind(call, kParams));
+  const bool has_keys = params.call("k").name != "none";
+  if (has_keys != (params.call("v").name != "none")) {
+    return usage_error("kv: {} without {}", has_keys ? "k" : "v", has_keys ? "v" : "k");
+  }
   KvRecipe recipe;
-  QUERN_ASSIGN(recipe.keys, make_kv_codec(params.call("k")));
-  QUERN_ASSIGN(recipe.values, make_kv_codec(params.call("v")));
   recipe.window = params.integer("window");
   recipe.rotate = params.flag("rotate");
+  if (params.call("evict").name != "none") {
+    QUERN_ASSIGN(recipe.policy, make_kv_policy(params.call("evict")));
+  }
+  if (!has_keys) return uncoded(std::move(recipe));
+  QUERN_ASSIGN(recipe.keys, make_kv_codec(params.call("k")));
+  QUERN_ASSIGN(recipe.values, make_kv_codec(params.call("v")));
   recipe.text = fmt::format("kv({}, {}", recipe.keys->spec(), recipe.values->spec());
   if (recipe.window != 0) recipe.text += fmt::format(", window={}", recipe.window);
   if (recipe.rotate) recipe.text += ", rotate=true";
+  if (recipe.policy != nullptr) {
+    QUERN_TRY(recipe.policy->check_coded());
+    recipe.text += fmt::format(", evict={}", recipe.policy->spec());
+  }
   recipe.text += ")";
   return recipe;
 }

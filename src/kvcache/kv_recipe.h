@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // How a cache keeps keys and values: what a user names by `--kv`.
 //
-//   f16 | f32 | name of a preset | kv(k=CODEC, v=CODEC, window=N, rotate=true|false)
+//   f16 | f32 | name of a preset | kv(k=CODEC, v=CODEC, window=N, rotate=true|false, evict=POLICY)
 //
 // Positions are coded in whole pages, once all of a page lie `window` or more before the newest;
 // until then they are kept as halves. What a query reads depends on its position alone, so that
-// results do not depend on how a text was cut into calls.
+// results do not depend on how a text was cut into calls. Where a policy evicts, slots count in
+// place of positions. Codecs and policy may be absent.
 #pragma once
 
 #include <memory>
@@ -14,6 +15,7 @@
 #include <string_view>
 
 #include "kvcache/kv_codec.h"
+#include "kvcache/kv_policy.h"
 #include "tensor/dtype.h"
 
 namespace quern {
@@ -24,11 +26,13 @@ struct KvRecipe {
   std::shared_ptr<const KvCodec> keys, values;  // both null: nothing is coded
   int64_t window = 0;
   bool rotate = false;  // heads of q, k and v by a Hadamard matrix (QuaRot, arXiv 2404.00456)
+  std::shared_ptr<const KvPolicy> policy;  // null: everything stays
 
   static Result<KvRecipe> parse(std::string_view text);
   static KvRecipe plain(DType exact);
 
   bool is_coded() const { return keys != nullptr; }
+  bool is_plain() const { return !is_coded() && policy == nullptr; }
   // Of a number in heads of d_head dimensions, side information included; the mean of keys and
   // values.
   double bits(int64_t d_head) const;

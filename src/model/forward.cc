@@ -11,6 +11,7 @@
 #include "base/parallel.h"
 #include "kernels/attention.h"
 #include "kernels/kernels.h"
+#include "model/eviction.h"
 #include "model/rope.h"
 #include "tensor/scratch.h"
 
@@ -63,6 +64,7 @@ class LayerRun {
            std::span<const SequenceRows> sequences, LayerTap* tap)
       : desc_(context.model->layers[static_cast<size_t>(context.layer)]),
         weights_(weights),
+        layer_(context.layer),
         sequences_(sequences),
         rope_(*context.rope),
         online_time_(context.online_time),
@@ -152,7 +154,10 @@ class LayerRun {
         {&weights_.q, q.view()}, {&weights_.k, k.view()}, {&weights_.v, v.view()}};
     linear(products, x, to_read);
     place_heads(q.view(), k.view(), v.view());
-    spend(attention_time_, [&] { attend_all(q.view(), z.view()); });
+    spend(attention_time_, [&] {
+      attend_all(q.view(), z.view());
+      evict_all(q.view(), k.view(), v.view(), z.view());
+    });
     for_rotated([&](const HadamardPlan& rotation, int64_t row, int64_t n) {
       rotation.apply_rows_transposed(heads_of(z.view(), row, n));
     });
@@ -171,18 +176,17 @@ class LayerRun {
   // The rows of sequences whose caches keep heads in another basis.
   template <class Body>
   void for_rotated(const Body& body) const {
-    int64_t row = 0;
-    for (const SequenceRows& sequence : sequences_) {
+    for_sequences([&](const SequenceRows& sequence, int64_t row) {
       const HadamardPlan* rotation = sequence.kv->rotation();
       if (rotation != nullptr) body(*rotation, row, sequence.n_rows);
-      row += sequence.n_rows;
-    }
+    });
   }
 
   // Norms, turns and rotates the heads of q and k; stores k and v.
   void place_heads(MatrixView<float> q, MatrixView<float> k, MatrixView<float> v) {
     const AttentionDesc& a = desc_.attention;
     const RopeTable* rope = a.rope.n_dims > 0 ? &rope_.at(a.rope, sequences_) : nullptr;
+    keep_moving(k);
     const auto prepare = [&](MatrixView<float> x, int64_t i, const NormWeight& norm) {
       for (int64_t h = 0; h < x.cols / a.d_head; ++h) {
         float* head = x.row(i) + h * a.d_head;
@@ -202,12 +206,68 @@ class LayerRun {
     for_rotated([&](const HadamardPlan& rotation, int64_t row, int64_t n) {
       for (const MatrixView<float>& x : {q, k, v}) rotation.apply_rows(heads_of(x, row, n));
     });
-    int64_t row = 0;
-    for (const SequenceRows& sequence : sequences_) {
+    for_sequences([&](const SequenceRows& sequence, int64_t row) {
+      if (sequence.kv->policy() != nullptr) return;  // stores as it goes
       sequence.kv->put(sequence.position, k.row_range(row, sequence.n_rows),
                        v.row_range(row, sequence.n_rows));
+    });
+  }
+
+  template <class Body>
+  void for_sequences(const Body& body) const {
+    int64_t row = 0;
+    for (const SequenceRows& sequence : sequences_) {
+      body(sequence, row);
       row += sequence.n_rows;
     }
+  }
+
+  // Keys before RoPE of first positions that may have to be turned again.
+  void keep_moving(MatrixView<const float> k) {
+    for_sequences([&](const SequenceRows& sequence, int64_t row) {
+      const KvPolicy* policy = sequence.kv->policy();
+      const int64_t n = policy == nullptr ? 0 : policy->n_moving() - sequence.position;
+      if (n <= 0) return;
+      const AttentionDesc& a = desc_.attention;
+      ScratchMatrix kept(std::min(n, sequence.n_rows), k.cols);
+      for (int64_t i = 0; i < kept.rows(); ++i) {
+        for (int64_t h = 0; h < a.n_kv_heads; ++h) {
+          norm_row(a.qk_norm, weights_.k_norm, k.row(row + i) + h * a.d_head, a.d_head,
+                   kept.row(i) + h * a.d_head);
+        }
+      }
+      sequence.kv->slots().keep_moving(kept.view());
+    });
+  }
+
+  // Sequences whose caches evict, one after the other.
+  void evict_all(MatrixView<const float> q, MatrixView<const float> k, MatrixView<const float> v,
+                 MatrixView<float> z) {
+    for_sequences([&](const SequenceRows& s, int64_t row) {
+      if (s.kv->policy() == nullptr) return;
+      const auto place = [&](MatrixView<float> keys, int64_t position) {
+        place_keys(s, position, keys);
+      };
+      attend_evicting({&desc_.attention, layer_, s.kv, s.position, q.row_range(row, s.n_rows),
+                       k.row_range(row, s.n_rows), v.row_range(row, s.n_rows),
+                       z.row_range(row, s.n_rows), place});
+    });
+  }
+
+  // Normed keys as they are stored of positions from `position` on.
+  void place_keys(const SequenceRows& sequence, int64_t position, MatrixView<float> k) {
+    const AttentionDesc& a = desc_.attention;
+    const SequenceRows rows{sequence.kv, position, k.rows, sequence.context};
+    RopeTables tables;
+    if (a.rope.n_dims > 0) {
+      const RopeTable& rope = tables.at(a.rope, {&rows, 1});
+      for (int64_t i = 0; i < k.rows * a.n_kv_heads; ++i) {
+        const int64_t row = i / a.n_kv_heads;
+        kernels().rope(rope.cosine.row(row), rope.sine.row(row), a.rope.n_dims,
+                       k.row(row) + i % a.n_kv_heads * a.d_head);
+      }
+    }
+    apply_online(weights_.online.qk, k, online_time_, Online::kInverseTranspose);
   }
 
   // Some queries of one sequence, and what they see.
@@ -230,14 +290,13 @@ class LayerRun {
     const int64_t n_queries =
         std::clamp<int64_t>(kRows / (a.n_heads / a.n_kv_heads), 1, kMostQueries);
     std::vector<Queries> queries;
-    int64_t first_row = 0;
-    for (const SequenceRows& sequence : sequences_) {
+    for_sequences([&](const SequenceRows& sequence, int64_t row) {
+      if (sequence.kv->policy() != nullptr) return;
       for (int64_t i = 0; i < sequence.n_rows; i += n_queries) {
         const int64_t count = std::min(n_queries, sequence.n_rows - i);
-        queries.push_back(look(sequence, first_row + i, i, count));
+        queries.push_back(look(sequence, row + i, i, count));
       }
-      first_row += sequence.n_rows;
-    }
+    });
     std::vector<Head> heads;
     std::vector<AttendArgs> jobs;
     heads.reserve(queries.size() * static_cast<size_t>(a.n_kv_heads));  // jobs point into it
@@ -262,7 +321,7 @@ class LayerRun {
       const int64_t position = sequence.position + first + i;
       queries.end[at] = position + 1;
       queries.begin[at] = window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0;
-      queries.coded[at] = std::max(queries.begin[at], sequence.kv->recipe().coded_before(position));
+      queries.coded[at] = std::max(queries.begin[at], sequence.kv->coded_before(position));
     }
     return queries;
   }
@@ -374,6 +433,7 @@ class LayerRun {
 
   const LayerDesc& desc_;
   const LayerWeights& weights_;
+  int layer_;
   std::span<const SequenceRows> sequences_;
   RopeTables& rope_;
   SpentTime *online_time_, *attention_time_;
@@ -381,43 +441,6 @@ class LayerRun {
 };
 
 }  // namespace
-
-LinearWeight& LayerWeights::at(Role role, int expert) {
-  ExpertWeights& one = experts[static_cast<size_t>(std::max(expert, 0))];
-  switch (role) {
-    case Role::kQ:
-      return q;
-    case Role::kK:
-      return k;
-    case Role::kV:
-      return v;
-    case Role::kO:
-      return o;
-    case Role::kGate:
-      return one.gate;
-    case Role::kUp:
-      return one.up;
-    case Role::kDown:
-      return one.down;
-    case Role::kRouter:
-      return router;
-    case Role::kSharedRouter:
-      return shared_router;
-    case Role::kAttnSkip:
-      return attn_skip;
-    case Role::kMlpSkip:
-      return mlp_skip;
-    case Role::kSharedGate:
-      return shared.gate;
-    case Role::kSharedUp:
-      return shared.up;
-    case Role::kSharedDown:
-      return shared.down;
-    default:
-      QUERN_CHECK(!"not a linear role of a layer");
-      return q;
-  }
-}
 
 void apply_norm(const NormDesc& norm, const NormWeight& weight, MatrixView<const float> src,
                 MatrixView<float> dst) {

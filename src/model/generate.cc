@@ -38,9 +38,12 @@ Result<int64_t> reuse(const Model& model, const PromptCache& saved, std::span<co
   const int64_t room = std::max(cache.capacity(), n_old);
   QUERN_ASSIGN(cache, model.make_cache(room, kv));
   QUERN_TRY(saved.load(model, cache, {hidden.data(), static_cast<size_t>(hidden.cols())}));
-  if (n == n_old) return n;
-  if (n == static_cast<int64_t>(prompt.size())) --n;  // the row of its last token is not there
-  if (cache.truncate(n)) return n;
+  const auto n_prompt = static_cast<int64_t>(prompt.size());
+  // What a prompt's end decided does not hold for a longer one.
+  const bool is_final = kv.policy != nullptr && kv.policy->n_prompt_queries() > 0;
+  if (n == n_old && (n == n_prompt || !is_final)) return n;
+  if (n == n_prompt) --n;  // the row of its last token is not there
+  if (!is_final && cache.truncate(n)) return n;
   QUERN_ASSIGN(cache, model.make_cache(room, kv));  // what is there is coded: all is run again
   return 0;
 }
@@ -59,6 +62,7 @@ Status read_prompt(const Model& model, std::span<const Token> prompt,
   }
   const std::span<const Token> rest = prompt.subspan(static_cast<size_t>(result.n_reused));
   QUERN_TRY(prefill(model, cache, rest, options.n_batch, hidden));
+  model.end_prompt(cache);
   result.prompt_tokens_per_second = rate(static_cast<int64_t>(rest.size()), start);
   if (options.save_as.empty() || options.save_generated) return {};
   return save_prompt_cache(options.save_as, model, cache, prompt, row_of(hidden));

@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
+#include "model/eviction.h"
 #include "model/rope.h"
 
 namespace quern {
@@ -71,11 +72,19 @@ const ModelFiles& Model::files() const {
   return *files_;
 }
 
-Result<KvCache> Model::make_cache(int64_t capacity, const KvRecipe& recipe) const {
-  if (capacity < 1 || capacity > desc().n_context) {
-    return usage_error("context of {} tokens: the model was made for 1..{}", capacity,
-                       desc().n_context);
+Status check_context(const ModelDesc& model, int64_t n, const KvRecipe& recipe) {
+  const KvPolicy* policy = recipe.policy.get();
+  if (policy != nullptr && policy->n_moving() > 0 && model.positions != PositionKind::kRope) {
+    return usage_error("{}: positions=cache is for models with rotary positions", policy->spec());
   }
+  const bool is_endless = model.positions == PositionKind::kRope && policy != nullptr &&
+                          policy->most_distance() <= model.n_context;
+  if (n >= 1 && (n <= model.n_context || is_endless)) return {};
+  return usage_error("context of {} tokens: the model was made for 1..{}", n, model.n_context);
+}
+
+Result<KvCache> Model::make_cache(int64_t capacity, const KvRecipe& recipe) const {
+  QUERN_TRY(check_context(desc(), capacity, recipe));
   std::vector<KvShape> shapes;
   for (const LayerDesc& layer : desc().layers) {
     QUERN_TRY(recipe.check(layer.attention.d_head));
@@ -129,6 +138,13 @@ Status Model::step_batch(std::span<KvCache> caches, std::span<const Token> ids,
   for (KvCache& cache : caches) cache.advance(1);
   finish(hidden);
   return {};
+}
+
+void Model::end_prompt(KvCache& cache) const {
+  for (size_t i = 0; i < parts_.layers.size(); ++i) {
+    const auto layer = static_cast<int64_t>(i);
+    quern::end_prompt(desc().layers[i].attention, layer, cache.layer(i));
+  }
 }
 
 void Model::finish(MatrixView<float> hidden) const {

@@ -34,7 +34,8 @@ class Model {
   // Of an opened model only.
   const ModelFiles& files() const;
 
-  // Room for `capacity` positions; fails past the model's context.
+  // Room for `capacity` positions; fails past the model's context, but where the cache keeps all
+  // distances within it.
   Result<KvCache> make_cache(int64_t capacity, const KvRecipe& recipe = {}) const;
 
   // Runs the tokens as the next positions of the cache's sequence. hidden [ids.size(), d_model] is
@@ -47,6 +48,9 @@ class Model {
   // One step of many sequences: ids[i] is the next token of caches[i]. hidden [n, d_model].
   Status step_batch(std::span<KvCache> caches, std::span<const Token> ids,
                     MatrixView<float> hidden) const;
+
+  // Tells a cache whose policy waits for it that the prompt ends here; once.
+  void end_prompt(KvCache& cache) const;
 
   // logits [n, n_vocab] of hidden rows.
   void logits(MatrixView<const float> hidden, MatrixView<float> logits) const;
@@ -67,6 +71,9 @@ class Model {
   ModelParts parts_;
   mutable SpentTime online_time_, attention_time_;
 };
+
+// Whether n positions go into a cache of this recipe.
+Status check_context(const ModelDesc& model, int64_t n, const KvRecipe& recipe);
 
 // Fails on the first id that is not in the vocabulary; a tokenizer may belong to another model.
 Status check_ids(const ModelDesc& model, std::span<const Token> ids);
