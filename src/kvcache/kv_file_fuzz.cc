@@ -17,8 +17,8 @@ void use(KvCache& cache) {
   constexpr int64_t kNumbers = kKeyBlock * kShape.d_head;
   AlignedVector<float> memory(kNumbers), floats(kNumbers);
   const LayerKv& layer = cache.layer(0);
-  const int64_t coded = layer.recipe().coded_before(cache.length() - 1);
-  for (int64_t p = 0; p < cache.length(); p += kKeyBlock) {
+  const int64_t coded = layer.coded_before(cache.length() - 1);
+  for (int64_t p = 0; p < layer.n_slots(); p += kKeyBlock) {
     const LayerKv::Codes codes(layer, 0);
     const LayerKv::Exact exact(layer, 0);
     const KvBlocks& blocks = p < coded ? static_cast<const KvBlocks&>(codes) : exact;
@@ -31,6 +31,9 @@ void use(KvCache& cache) {
   const Matrix<float> rows(std::min<int64_t>(70, kRoom - cache.length()), kShape.d_head);
   cache.layer(0).put(cache.length(), rows.view(), rows.view());
   cache.advance(rows.rows());
+  const bool may_evict = layer.policy() != nullptr &&
+                         (layer.slots().is_open || layer.policy()->n_prompt_queries() == 0);
+  if (may_evict) cache.layer(0).evict();
   for (const KvStateTensor& tensor : cache.layer(0).state()) QUERN_CHECK(!tensor.name.empty());
 }
 
