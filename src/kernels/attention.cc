@@ -8,6 +8,8 @@
 // Within a block, rows go by groups. Where the rows of a group see different ranges, the positions
 // they all see go together and the ragged ends row by row; both add positions in ascending order,
 // so the split is invisible in the result, as are segments.
+// Coded blocks take rows as whole numbers (level_block.h), always a whole block: what a row does
+// not see of it has no weight.
 #include "kernels/attention.h"
 
 #include <algorithm>
@@ -18,7 +20,6 @@
 #include "base/check.h"
 #include "base/checked.h"
 #include "base/parallel.h"
-#include "tensor/matrix.h"
 
 namespace quern {
 namespace {
@@ -62,14 +63,30 @@ struct Visible {
   Range any{0, 0};  // blocks that hold what some row sees
 };
 
+template <class T>
+T* grown(AlignedVector<T>& buffer, int64_t n) {
+  if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(static_cast<size_t>(n));
+  return buffer.data();
+}
+
+// Memory of rows that are rounded for blocks.
+struct RoundedRows {
+  AlignedVector<uint8_t> q;
+  AlignedVector<float> steps, sums;
+  AlignedVector<int32_t> offsets;
+  LevelRows view(const LevelBlock& block, int64_t n) {
+    const int64_t n_groups = n * block.n_groups();
+    return {grown(q, n * block.n_sets() * block.planes * block.rows), grown(steps, n_groups),
+            grown(offsets, n_groups), grown(sums, n_groups)};
+  }
+};
+
 // Scratch outlives the call, so that a step allocates nothing once it has seen its longest context.
 struct Scratch {
-  AlignedVector<float> scores, q, block, parts, lse;
+  AlignedVector<float> scores, q, parts, lse;
+  KvScratchMemory block;
+  RoundedRows queries, rows;
   std::vector<Visible> segments;
-  static float* grown(AlignedVector<float>& buffer, int64_t n) {
-    if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(static_cast<size_t>(n));
-    return buffer.data();
-  }
 };
 
 Scratch& thread_scratch() {
@@ -138,9 +155,9 @@ class SpanOfTile {
     for (size_t s = 0; s < a_.segments.size(); ++s) look(a_.segments[s], scratch_.segments[s]);
     // A line more than needed: rows a power of two apart would share a cache set.
     ld_ = (blocks_.end - blocks_.begin) * kKeyBlock + 16;
-    scores_ = Scratch::grown(scratch_.scores, n_ * ld_);
-    q_ = Scratch::grown(scratch_.q, kMaxTile * d_);
-    block_.floats = Scratch::grown(scratch_.block, kKeyBlock * d_);
+    scores_ = grown(scratch_.scores, n_ * ld_);
+    q_ = grown(scratch_.q, kMaxTile * d_);
+    block_ = scratch_.block.view(d_);
   }
 
   // out [n, d_head]; lse of row i at i * ld_lse.
@@ -150,6 +167,7 @@ class SpanOfTile {
     std::fill_n(scores_, n_ * ld_, 0.0f);
     for (int64_t i = 0; i < n_; ++i) std::copy_n(a_.q + tile_.offset(i, a_.ld_q), d_, q_ + i * d_);
     for (const Visible& segment : segments()) {
+      queries_are_rounded_ = false;
       for (int64_t b = segment.any.begin; b < segment.any.end; ++b) score(segment, b);
     }
     for (int64_t i = 0; i < n_; ++i) lse[i * ld_lse] = normalise(i);
@@ -189,6 +207,7 @@ class SpanOfTile {
   void score(const Visible& segment, int64_t b) {
     const Range block{b * kKeyBlock, (b + 1) * kKeyBlock};
     const KvOperand k = operand(segment.blocks->keys(b, block_), d_ * kKeyBlock);
+    if (k.levels != nullptr) return score_levels(segment, b, *k.levels);
     for (int64_t i = 0; i < n_; i += kGroup) {
       const int64_t count = std::min(kGroup, n_ - i);
       const auto units = [&](Range seen) {
@@ -210,8 +229,52 @@ class SpanOfTile {
     }
   }
 
+  // Calls f(first, count) for the rows that see something of a block, at most kGroup at once.
+  template <class F>
+  void for_rows(const Visible& segment, int64_t b, const F& f) const {
+    const Range block{b * kKeyBlock, (b + 1) * kKeyBlock};
+    const auto sees = [&](int64_t i) {
+      return !intersect(segment.rows[static_cast<size_t>(i)], block).empty();
+    };
+    for (int64_t first = 0; first < n_;) {
+      int64_t end = first;
+      while (end < n_ && end - first < kGroup && sees(end)) ++end;
+      if (end > first) f(first, end - first);
+      first = std::max(end, first + 1);
+    }
+  }
+
+  // Queries are rounded once, unless scales of the block go into them.
+  void score_levels(const Visible& segment, int64_t b, const LevelBlock& k) {
+    const bool is_once = k.share == LevelBlock::Share::kDown;
+    LevelRows queries{};
+    if (is_once) {
+      queries = scratch_.queries.view(k, n_);
+      if (!queries_are_rounded_) table_.round_level_rows(q_, d_, n_, k, queries);
+      queries_are_rounded_ = true;
+    }
+    for_rows(segment, b, [&](int64_t first, int64_t count) {
+      LevelRows rows = scratch_.rows.view(k, kGroup);
+      if (is_once) {
+        rows = queries.from(first, k);
+      } else {
+        table_.round_level_rows(q_ + first * d_, d_, count, k, rows);
+      }
+      table_.level_dot(k, rows, count, score_at(first, b * kKeyBlock), ld_);
+    });
+  }
+
+  void gather_levels(const Visible& segment, int64_t b, const LevelBlock& v) {
+    for_rows(segment, b, [&](int64_t first, int64_t count) {
+      const LevelRows rows = scratch_.rows.view(v, kGroup);
+      table_.round_level_rows(score_at(first, b * kKeyBlock), ld_, count, v, rows);
+      table_.level_dot(v, rows, count, out_ + first * d_, d_);
+    });
+  }
+
   // Many rows read floats; few read what there is.
   KvOperand operand(const KvOperand& stored, int64_t n) const {
+    if (stored.levels != nullptr) return stored;
     if (stored.halves != nullptr && n_ <= kFewRows) return stored;
     return {.floats = floats_of(stored, n, block_.floats, table_)};
   }
@@ -227,12 +290,14 @@ class SpanOfTile {
     }
   }
 
-  // Scores become weights. The log of the sum of exponentials.
+  // Scores become weights, zero where not visible. The log of the sum of exponentials.
   float normalise(int64_t i) {
     const Range seen = seen_[static_cast<size_t>(i)];
     const int64_t n = seen.end - seen.begin;
     if (n <= 0) return -std::numeric_limits<float>::infinity();
     float* row = score_at(i, seen.begin);
+    std::fill(score_at(i, blocks_.begin * kKeyBlock), row, 0.0f);
+    std::fill(row + n, score_at(i, blocks_.end * kKeyBlock), 0.0f);
     float scale = a_.scale, lse = 0;
     if (a_.soft_cap != 0) {
       table_.scale(scale, n, row);
@@ -256,6 +321,7 @@ class SpanOfTile {
   void gather(const Visible& segment, int64_t b) {
     const Range block{b * kKeyBlock, std::min((b + 1) * kKeyBlock, a_.n_ctx)};
     const KvOperand v = operand(segment.blocks->values(b, block_), (block.end - block.begin) * d_);
+    if (v.levels != nullptr) return gather_levels(segment, b, *v.levels);
     for (int64_t i = 0; i < n_; i += kGroup) {
       const int64_t count = std::min(kGroup, n_ - i);
       const Visible::Group& group = segment.groups[static_cast<size_t>(i / kGroup)];
@@ -285,6 +351,7 @@ class SpanOfTile {
   int64_t ld_;
   float *scores_, *q_, *out_ = nullptr;  // [n, ld], [n, d_head], [n, d_head]
   KvScratch block_;
+  bool queries_are_rounded_ = false;  // for the segment
 };
 
 // A tile's results from those of its spans.
@@ -321,8 +388,8 @@ void merge(const Tile& tile, const float* parts, float* lse, const KernelTable& 
 
 void attend_tile(const Tile& tile, const KernelTable& table) {
   Scratch& scratch = thread_scratch();
-  float* parts = Scratch::grown(scratch.parts, tile.parts_size());
-  float* lse = Scratch::grown(scratch.lse, tile.lse_size());
+  float* parts = grown(scratch.parts, tile.parts_size());
+  float* lse = grown(scratch.lse, tile.lse_size());
   for (int64_t s = 0; s < tile.n_spans(); ++s) {
     SpanOfTile(tile, tile.spans.begin + s, table)
         .run(parts + s * tile.n * tile.args->d_head, lse + s, tile.n_spans());
@@ -346,8 +413,8 @@ void attend_spans(const std::vector<Tile>& tiles, const KernelTable& table) {
     n_lse += tiles[t].lse_size();
     for (int64_t s = 0; s < tiles[t].n_spans(); ++s) pieces.push_back({t, s});
   }
-  float* parts = Scratch::grown(thread_scratch().parts, n_parts);
-  float* lse = Scratch::grown(thread_scratch().lse, n_lse);
+  float* parts = grown(thread_scratch().parts, n_parts);
+  float* lse = grown(thread_scratch().lse, n_lse);
   parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const auto [t, s] = pieces[static_cast<size_t>(i)];
@@ -366,7 +433,11 @@ void attend_spans(const std::vector<Tile>& tiles, const KernelTable& table) {
 
 const float* floats_of(const KvOperand& operand, int64_t n, float* floats,
                        const KernelTable& table) {
-  if (operand.halves == nullptr) return operand.floats;
+  if (operand.floats != nullptr) return operand.floats;
+  if (operand.levels != nullptr) {
+    level_floats(*operand.levels, floats);
+    return floats;
+  }
   table.f16_to_float(operand.halves, n, floats);
   return floats;
 }

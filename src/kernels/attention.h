@@ -20,6 +20,7 @@
 
 #include "kernels/kernels.h"
 #include "tensor/dtype.h"
+#include "tensor/matrix.h"
 
 namespace quern {
 
@@ -34,11 +35,34 @@ inline constexpr int64_t kKvSpan = 1024;
 struct KvOperand {
   const float* floats = nullptr;
   const void* halves = nullptr;
+  const LevelBlock* levels = nullptr;
 };
 
 // Memory for one block, where its store has to write what is read.
 struct KvScratch {
-  float* floats = nullptr;  // [kKeyBlock * d_head]
+  float* floats = nullptr;                      // [kKeyBlock * d_head]
+  uint8_t* levels = nullptr;                    // [kKeyBlock * d_head]
+  float *scales = nullptr, *centres = nullptr;  // [kKeyBlock * d_head / 16]
+  LevelBlock* block = nullptr;                  // of the three
+};
+
+class KvScratchMemory {
+ public:
+  KvScratch view(int64_t d_head) {
+    const auto n = static_cast<size_t>(kKeyBlock * d_head);
+    if (floats_.size() < n) {
+      floats_.resize(n);
+      levels_.resize(n);
+      scales_.resize(n / 16 + 1);
+      centres_.resize(n / 16 + 1);
+    }
+    return {floats_.data(), levels_.data(), scales_.data(), centres_.data(), &block_};
+  }
+
+ private:
+  AlignedVector<float> floats_, scales_, centres_;
+  AlignedVector<uint8_t> levels_;
+  LevelBlock block_;
 };
 
 // Keys and values of one KV head, block by block: in the store itself or written to scratch.

@@ -17,6 +17,7 @@
 
 #include "base/status.h"
 #include "kernels/activation.h"
+#include "kernels/level_block.h"
 #include "kernels/panels.h"
 
 namespace quern {
@@ -129,6 +130,14 @@ struct KernelTable {
                          float* scales);
   // y[i, r] gathers the panels' groups (see kernels/panels.h); r < w.n_rows.
   void (*panel_dot)(const Panels& w, const Int8Rows& x, float* y, int64_t ld_y);
+
+  // n rows of a, rounded to meet a block; and their product, added to y (see
+  // kernels/level_block.h). What rounds them reads of the block all but its levels, in kDown scales
+  // and centres neither.
+  void (*round_level_rows)(const float* a, int64_t ld_a, int64_t n, const LevelBlock& block,
+                           const LevelRows& rows);
+  void (*level_dot)(const LevelBlock& block, const LevelRows& rows, int64_t n, float* y,
+                    int64_t ld_y);
 };
 
 // The table of the best ISA, or of a given one (for tests; falls back to what the host has).

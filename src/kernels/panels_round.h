@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a group of numbers is rounded to int8, for every ISA.
+// How a group of numbers is rounded to whole numbers, for every ISA.
 #pragma once
 
 #include <bit>
@@ -12,14 +12,15 @@ struct GroupRounding {
   float scale = 0;      // of a level
   float to_levels = 0;  // level = x * to_levels; 0: all levels are zero
 
-  // `largest` are the bits of the largest |x|, or more where one is infinite or NaN.
-  explicit GroupRounding(uint32_t largest) {
+  // Levels run to `most`. `largest` are the bits of the largest |x|, or more where one is infinite
+  // or NaN.
+  explicit GroupRounding(uint32_t largest, float most = 127) {
     constexpr uint32_t kInfinity = 0x7f800000u, kTiny = (127u - 100u) << 23;
     if (largest >= kInfinity) {
       scale = std::numeric_limits<float>::quiet_NaN();
     } else if (largest >= kTiny) {
-      scale = std::bit_cast<float>(largest) / 127;
-      to_levels = 127 / std::bit_cast<float>(largest);
+      scale = std::bit_cast<float>(largest) / most;
+      to_levels = most / std::bit_cast<float>(largest);
     }
   }
 };

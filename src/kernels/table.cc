@@ -12,6 +12,7 @@ KernelTable make_table(Isa isa) {
   fill_ref(table);
   fill_panels_ref(table);
   fill_levels_ref(table);
+  fill_level_block_ref(table);
   if (isa == Isa::kAvx2) {
     fill_rows_avx2(table);
     fill_tile_avx2(table);
@@ -25,6 +26,7 @@ KernelTable make_table(Isa isa) {
     fill_subtract_rows_avx512(table);
     fill_panels_avx512(table);
     fill_levels_avx512(table);
+    fill_level_block_avx512(table);
   }
   if (isa == Isa::kAmx) fill_panels_amx(table);
   return table;

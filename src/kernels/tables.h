@@ -10,6 +10,7 @@ namespace quern {
 void fill_ref(KernelTable& table);
 void fill_panels_ref(KernelTable& table);
 void fill_levels_ref(KernelTable& table);
+void fill_level_block_ref(KernelTable& table);
 void fill_rows_avx2(KernelTable& table);
 void fill_tile_avx2(KernelTable& table);
 void fill_subtract_rows_avx2(KernelTable& table);
@@ -20,6 +21,7 @@ void fill_tile_avx512(KernelTable& table);
 void fill_subtract_rows_avx512(KernelTable& table);
 void fill_panels_avx512(KernelTable& table);
 void fill_levels_avx512(KernelTable& table);
+void fill_level_block_avx512(KernelTable& table);
 void fill_panels_amx(KernelTable& table);  // over those of AVX-512
 
 }  // namespace quern

@@ -35,7 +35,7 @@ LayerKv::LayerKv(KvShape shape, int64_t capacity, std::shared_ptr<const KvRecipe
   }
   key_page_ = recipe_->keys->page_bytes(KvSide::kKeys, shape.d_head);
   page_bytes_ = key_page_ + recipe_->values->page_bytes(KvSide::kValues, shape.d_head);
-  pages_ = KvBlockList(shape.n_kv_heads * page_bytes_);
+  pages_ = KvBlockList(page_bytes_, shape.n_kv_heads);
   if (recipe_->rotate) {
     rotation_ = std::make_shared<const HadamardPlan>(*HadamardPlan::make(shape.d_head));
   }
@@ -101,7 +101,7 @@ void LayerKv::seal(int64_t head, int64_t block) {
   thread_local AlignedVector<float> scratch;
   scratch.resize(static_cast<size_t>(kKeyBlock * shape_.d_head));
   const Exact exact(*this, head);
-  std::byte* codes = pages_.own(block) + head * page_bytes_;
+  std::byte* codes = pages_.own(block, head);
   const int64_t d = shape_.d_head;
   const auto floats = [&](const KvOperand& stored) {
     return floats_of(stored, kKeyBlock * d, scratch.data());
@@ -137,15 +137,16 @@ void LayerKv::truncate(int64_t length) {
 }
 
 KvOperand LayerKv::Codes::keys(int64_t block, const KvScratch& scratch) const {
-  const std::byte* page = kv_.page(head_, block);
-  kv_.recipe_->keys->decode(KvSide::kKeys, kv_.shape_.d_head, page, scratch.floats);
-  return {.floats = scratch.floats};
+  const std::byte* next = block + 1 < kv_.pages_.size() ? kv_.page(head_, block + 1) : nullptr;
+  return kv_.recipe_->keys->read(KvSide::kKeys, kv_.shape_.d_head, kv_.page(head_, block), next,
+                                 scratch);
 }
 
 KvOperand LayerKv::Codes::values(int64_t block, const KvScratch& scratch) const {
-  const std::byte* page = kv_.page(head_, block) + kv_.key_page_;
-  kv_.recipe_->values->decode(KvSide::kValues, kv_.shape_.d_head, page, scratch.floats);
-  return {.floats = scratch.floats};
+  const int64_t at = kv_.key_page_;
+  const std::byte* next = block + 1 < kv_.pages_.size() ? kv_.page(head_, block + 1) + at : nullptr;
+  return kv_.recipe_->values->read(KvSide::kValues, kv_.shape_.d_head, kv_.page(head_, block) + at,
+                                   next, scratch);
 }
 
 StoredBlocks LayerKv::Exact::stored(int64_t block) const {

@@ -100,9 +100,7 @@ class LayerKv {
   };
 
  private:
-  const std::byte* page(int64_t head, int64_t block) const {
-    return pages_.at(block) + head * page_bytes_;
-  }
+  const std::byte* page(int64_t head, int64_t block) const { return pages_.at(block, head); }
   int64_t row_bytes() const { return shape_.d_head * dtype_bits(exact_) / 8; }
   // Parts of a block of exact_blocks_.
   static int64_t key_part(int64_t head) { return 2 * head; }

@@ -38,8 +38,9 @@ void put_all(LayerKv& kv, const Matrix<float>& k, const Matrix<float>& v,
 std::pair<Matrix<float>, Matrix<float>> read_all(const LayerKv& kv, int64_t head, int64_t length,
                                                  int64_t d) {
   std::pair<Matrix<float>, Matrix<float>> read(Matrix<float>(length, d), Matrix<float>(length, d));
-  AlignedVector<float> memory(static_cast<size_t>(kKeyBlock * d)), floats(memory.size());
-  const KvScratch scratch{memory.data()};
+  KvScratchMemory memory;
+  const KvScratch scratch = memory.view(d);
+  std::vector<float> floats(static_cast<size_t>(kKeyBlock * d));
   const LayerKv::Codes codes(kv, head);
   const LayerKv::Exact exact(kv, head);
   const int64_t coded = kv.recipe().coded_before(length - 1);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Codecs of cached keys and values. A page holds kKeyBlock consecutive positions of the keys, or of
 // the values, of one head; once written it never changes. A codec is plain data and pure functions:
-// what a page decodes to depends on its bytes alone, and has the same bits at every ISA.
+// what a page decodes to depends on its bytes alone, and has the same bits at every ISA. Attention
+// reads a page as halves or as whole numbers with scales (kernels/level_block.h).
 #pragma once
 
 #include <cstddef>
@@ -28,7 +29,10 @@ class KvCodec {
   virtual Status check(KvSide side, int64_t d_head) const = 0;
   virtual int64_t page_bytes(KvSide side, int64_t d_head) const = 0;
   virtual void encode(KvSide side, int64_t d_head, const float* x, std::byte* page) const = 0;
-  virtual void decode(KvSide side, int64_t d_head, const std::byte* page, float* x) const = 0;
+  // Points into the page and to what is written to scratch. The page at `next`, unless that is
+  // null, is fetched ahead.
+  virtual KvOperand read(KvSide side, int64_t d_head, const std::byte* page, const std::byte* next,
+                         const KvScratch& scratch) const = 0;
 };
 
 struct KvCodecInfo {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvcache/kv_codes.h"
 
+#include "kernels/kernels.h"
+
 namespace quern {
 
 void put_kv_code(int bits, int64_t n, int64_t at, int code, std::byte* codes) {
@@ -39,6 +41,17 @@ int kv_code_at(int bits, int64_t n, const std::byte* codes, int64_t at) {
       return low + 4 * get(n / 4 + line * 8 + j / 8, j % 8, 1);
     }
   }
+}
+
+void unpack_kv_codes_ref(const KvCodes& from, uint8_t* bytes) {
+  for (int64_t at = 0; at < from.n; ++at) {
+    const int code = kv_code_at(from.bits, from.n, from.codes, at);
+    bytes[at] = from.table != nullptr ? from.table[code] : static_cast<uint8_t>(code);
+  }
+}
+
+void unpack_kv_codes(const KvCodes& codes, uint8_t* bytes) {
+  (kernels().isa == Isa::kAvx512 ? unpack_kv_codes_avx512 : unpack_kv_codes_ref)(codes, bytes);
 }
 
 }  // namespace quern

@@ -19,4 +19,20 @@ inline constexpr int64_t kv_code_bytes(int bits, int64_t n) { return n * bits / 
 void put_kv_code(int bits, int64_t n, int64_t at, int code, std::byte* codes);
 int kv_code_at(int bits, int64_t n, const std::byte* codes, int64_t at);
 
+// Codes to be read.
+struct KvCodes {
+  int bits = 0;
+  int64_t n = 0;
+  const std::byte* codes = nullptr;
+  const uint8_t* table = nullptr;  // [2^bits], of at most 4 bits: what codes stand for; or null
+  // What is read after these codes: fetched ahead. A few at a time: all at once would wait.
+  const std::byte* next = nullptr;
+  int64_t n_next = 0;  // bytes
+};
+
+// The codes, or what they stand for, as bytes [n].
+void unpack_kv_codes(const KvCodes& codes, uint8_t* bytes);
+void unpack_kv_codes_ref(const KvCodes& codes, uint8_t* bytes);
+void unpack_kv_codes_avx512(const KvCodes& codes, uint8_t* bytes);
+
 }  // namespace quern

@@ -16,8 +16,9 @@ class KvHalf final : public KvCodec {
   void encode(KvSide /*side*/, int64_t d_head, const float* x, std::byte* page) const override {
     kernels().float_to_f16(x, kKeyBlock * d_head, page);
   }
-  void decode(KvSide /*side*/, int64_t d_head, const std::byte* page, float* x) const override {
-    kernels().f16_to_float(page, kKeyBlock * d_head, x);
+  KvOperand read(KvSide /*side*/, int64_t /*d_head*/, const std::byte* page,
+                 const std::byte* /*next*/, const KvScratch& /*scratch*/) const override {
+    return {.halves = page};
   }
 };
 

@@ -4,8 +4,6 @@
 //   per=channel   positions of one channel: a key's few large channels stay apart;
 //   per=token     channels of one position: what values want, which are summed over positions.
 // A group's numbers are rounded with the scale and the least value as stored.
-#include "kvcache/kv_int.h"
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -29,6 +27,20 @@ constexpr spec::ParamSpec kParams[] = {
 
 constexpr int64_t kUnit = 16;
 
+// A page: codes, then scales and least values, both F16 [n_params]. Codes lie as in kv_codes.h, in
+// the order of level_place; those of values at 8 bits less 128.
+struct PageShape {
+  int bits = 0;
+  int64_t rows = 0, cols = 0, group = 0;
+  bool is_across = true;  // scales as LevelBlock::Share says
+  bool is_signed = false;
+
+  int64_t size() const { return rows * cols; }
+  int64_t n_params() const { return size() / group; }
+  int64_t code_bytes() const { return kv_code_bytes(bits, size()); }
+  int64_t page_bytes() const { return code_bytes() + n_params() * 4; }
+};
+
 class KvInt final : public KvCodec {
  public:
   explicit KvInt(const spec::Params& params)
@@ -42,7 +54,7 @@ class KvInt final : public KvCodec {
 
   Status check(KvSide /*side*/, int64_t d_head) const override {
     const int64_t n = is_per_channel_ ? kKeyBlock : d_head;
-    if (d_head % kUnit != 0 || n % std::min(group_, n) != 0) {
+    if (d_head % kUnit != 0 || d_head > kMostLevelRows || n % std::min(group_, n) != 0) {
       return error("kv: {} cannot code heads of {} dimensions: its groups do not divide {}", spec_,
                    d_head, n);
     }
@@ -54,40 +66,56 @@ class KvInt final : public KvCodec {
   }
 
   void encode(KvSide side, int64_t d_head, const float* x, std::byte* page) const override {
-    const KvIntShape s = shape(side, d_head);
+    const PageShape s = shape(side, d_head);
     std::fill_n(page, s.code_bytes(), std::byte{0});
-    const int64_t step = s.is_along_rows ? 1 : s.cols;
-    for (int64_t p = 0; p < s.n_params(); ++p) {
-      const int64_t per_row = s.is_along_rows ? s.cols / s.group : s.cols;
-      const int64_t first = s.is_along_rows ? p / per_row * s.cols + p % per_row * s.group
-                                            : p / per_row * s.group * s.cols + p % per_row;
-      encode_group(s, x, p, first, step, page);
-    }
+    for (int64_t p = 0; p < s.n_params(); ++p) encode_group(s, x, p, page);
   }
 
-  void decode(KvSide side, int64_t d_head, const std::byte* page, float* x) const override {
-    const auto run = kernels().isa == Isa::kAvx512 ? decode_kv_int_avx512 : decode_kv_int_ref;
-    run(shape(side, d_head), page, x);
+  KvOperand read(KvSide side, int64_t d_head, const std::byte* page, const std::byte* next,
+                 const KvScratch& scratch) const override {
+    const PageShape s = shape(side, d_head);
+    const bool is_keys = side == KvSide::kKeys;
+    LevelBlock& block = *scratch.block;
+    block = {.scales = scratch.scales, .centres = scratch.centres, .rows = s.rows, .cols = s.cols};
+    block.group = s.group;
+    block.share = s.is_across ? LevelBlock::Share::kAcross : LevelBlock::Share::kDown;
+    block.sign = is_keys ? LevelBlock::Sign::kSigned : LevelBlock::Sign::kUnsigned;
+    block.zero = s.is_signed ? 0 : middle();
+    block.planes = bits_ == 8 ? 2 : 1;
+    block.levels = scratch.levels;
+    unpack_kv_codes({bits_, s.size(), page, nullptr, next, s.page_bytes()}, scratch.levels);
+    const std::byte* scales = page + s.code_bytes();
+    kernels().f16_to_float(scales, s.n_params(), scratch.scales);
+    kernels().f16_to_float(scales + 2 * s.n_params(), s.n_params(), scratch.centres);
+    kernels().axpy(static_cast<float>(middle()), scratch.scales, s.n_params(), scratch.centres);
+    return {.levels = &block};
   }
 
  private:
-  KvIntShape shape(KvSide side, int64_t d_head) const {
+  // About which codes lie: what a code is less of is rounded least.
+  int middle() const { return 1 << (bits_ - 1); }
+
+  PageShape shape(KvSide side, int64_t d_head) const {
     const bool is_keys = side == KvSide::kKeys;
-    KvIntShape s{bits_, is_keys ? d_head : kKeyBlock, is_keys ? kKeyBlock : d_head};
+    PageShape s{bits_, is_keys ? d_head : kKeyBlock, is_keys ? kKeyBlock : d_head};
     s.group = std::min(group_, is_per_channel_ ? kKeyBlock : d_head);
-    s.is_along_rows = is_keys == is_per_channel_;
+    s.is_across = is_keys == is_per_channel_;
+    s.is_signed = !is_keys && bits_ == 8;
     return s;
   }
 
-  // Group p, whose numbers are `step` apart from `first` on.
-  void encode_group(const KvIntShape& s, const float* x, int64_t p, int64_t first, int64_t step,
-                    std::byte* codes) const {
+  void encode_group(const PageShape& s, const float* x, int64_t p, std::byte* codes) const {
     std::byte* scales = codes + s.code_bytes();
     std::byte* least = scales + 2 * s.n_params();
-    float low = x[first], high = x[first];
+    // The group's first number, and the way to the next.
+    const int64_t row = s.is_across ? p % s.rows : p / s.cols * s.group;
+    const int64_t col = s.is_across ? p / s.rows * s.group : p % s.cols;
+    const int64_t down = s.is_across ? 0 : 1, across = 1 - down;
+    const auto at = [&](int64_t i) { return (row + i * down) * s.cols + col + i * across; };
+    float low = x[at(0)], high = low;
     for (int64_t i = 1; i < s.group; ++i) {
-      low = std::min(low, x[first + i * step]);
-      high = std::max(high, x[first + i * step]);
+      low = std::min(low, x[at(i)]);
+      high = std::max(high, x[at(i)]);
     }
     low *= clip_;
     high *= clip_;
@@ -96,8 +124,10 @@ class KvInt final : public KvCodec {
     put_half(scales, p, (high - low) / static_cast<float>(most));
     const float scale = half_at(scales, p), base = half_at(least, p);
     for (int64_t i = 0; i < s.group; ++i) {
-      const float level = scale > 0 ? (x[first + i * step] - base) / scale : 0;
-      put_kv_code(s.bits, s.rows * s.cols, first + i * step, nearest_code(level, most), codes);
+      const float level = scale > 0 ? (x[at(i)] - base) / scale : 0;
+      const int code = nearest_code(level, most) ^ (s.is_signed ? 128 : 0);
+      const int64_t place = level_place(s.cols, row + i * down, col + i * across);
+      put_kv_code(s.bits, s.size(), place, code, codes);
     }
   }
 
@@ -124,20 +154,6 @@ constexpr std::string_view kExamples[] = {"int(8)",
                                           "int(1, per=channel, group=16)"};
 
 }  // namespace
-
-void decode_kv_int_ref(const KvIntShape& s, const std::byte* page, float* x) {
-  const std::byte* scales = page + s.code_bytes();
-  const std::byte* least = scales + 2 * s.n_params();
-  for (int64_t i = 0; i < s.rows; ++i) {
-    for (int64_t j = 0; j < s.cols; ++j) {
-      const int64_t p =
-          s.is_along_rows ? i * (s.cols / s.group) + j / s.group : i / s.group * s.cols + j;
-      const auto code =
-          static_cast<float>(kv_code_at(s.bits, s.rows * s.cols, page, i * s.cols + j));
-      x[i * s.cols + j] = std::fma(code, half_at(scales, p), half_at(least, p));
-    }
-  }
-}
 
 extern const KvCodecInfo kv_int_codec_info;
 const KvCodecInfo kv_int_codec_info = {

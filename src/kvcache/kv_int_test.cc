@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kvcache/kv_int.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -73,28 +71,6 @@ TEST(KvInt, PagesWithoutNumbersAreSafe) {
       x[i] = i % 2 == 0 ? std::nanf("") : std::numeric_limits<float>::infinity();
     }
     for (const KvSide side : kSides) coded(*codec_of(text), side, 64, x);
-  }
-}
-
-// Random bytes, as from a file: every page decodes, alike at every ISA.
-TEST(KvInt, EveryIsaDecodesAlike) {
-  if (!host_has(Isa::kAvx512)) GTEST_SKIP() << "this host has no AVX-512";
-  Random random(5);
-  for (const int bits : {1, 2, 3, 4, 8}) {
-    for (const int64_t d : {16, 64, 80, 128}) {
-      for (const bool is_along : {false, true}) {
-        for (const bool is_turned : {false, true}) {
-          KvIntShape shape{bits, is_turned ? d : kKeyBlock, is_turned ? kKeyBlock : d, 16,
-                           is_along};
-          std::vector<std::byte> page(static_cast<size_t>(shape.page_bytes()));
-          for (std::byte& byte : page) byte = static_cast<std::byte>(random.next() & 0x3b);
-          std::vector<float> want(static_cast<size_t>(shape.rows * shape.cols)), got(want.size());
-          decode_kv_int_ref(shape, page.data(), want.data());
-          decode_kv_int_avx512(shape, page.data(), got.data());
-          EXPECT_EQ(got, want) << bits << " " << d << " " << is_along << is_turned;
-        }
-      }
-    }
   }
 }
 

@@ -152,8 +152,10 @@ std::vector<KvStateTensor> LayerKv::state() const {
   if (!recipe_->is_coded()) return tensors;
   KvStateTensor pages{"pages", DType::kU8, {pages_.size(), heads, page_bytes_}, {}};
   for (int64_t block = 0; block < pages_.size(); ++block) {
-    const std::byte* page = pages_.at(block);
-    pages.bytes.insert(pages.bytes.end(), page, page + heads * page_bytes_);
+    for (int64_t head = 0; head < heads; ++head) {
+      const std::byte* from = page(head, block);
+      pages.bytes.insert(pages.bytes.end(), from, from + page_bytes_);
+    }
   }
   tensors.push_back(std::move(pages));
   return tensors;
@@ -204,18 +206,20 @@ Status LayerKv::restore_pages(const KvFindTensor& find) {
   pages_.resize(n);
   pages_.make_own(0, n);
   const int64_t d = shape_.d_head;
-  AlignedVector<float> scratch(static_cast<size_t>(kKeyBlock * d));
-  const auto is_sound = [&] {
-    return std::all_of(scratch.begin(), scratch.end(), [](float x) { return std::isfinite(x); });
+  AlignedVector<float> numbers(static_cast<size_t>(kKeyBlock * d));
+  KvScratchMemory scratch;
+  const auto is_sound = [&](const KvCodec& codec, KvSide side, const std::byte* page) {
+    const KvOperand read = codec.read(side, d, page, nullptr, scratch.view(d));
+    const float* x = floats_of(read, kKeyBlock * d, numbers.data());
+    return std::all_of(x, x + kKeyBlock * d, [](float value) { return std::isfinite(value); });
   };
   for (int64_t block = 0; block < n; ++block) {
-    const int64_t n_bytes = heads * page_bytes_;
-    std::memcpy(pages_.own(block), pages->bytes + block * n_bytes, static_cast<size_t>(n_bytes));
     for (int64_t head = 0; head < heads; ++head) {
-      recipe_->keys->decode(KvSide::kKeys, d, page(head, block), scratch.data());
-      const bool are_keys_sound = is_sound();
-      recipe_->values->decode(KvSide::kValues, d, page(head, block) + key_page_, scratch.data());
-      if (!are_keys_sound || !is_sound()) {
+      const std::byte* from = pages->bytes + (block * heads + head) * page_bytes_;
+      std::byte* page = pages_.own(block, head);
+      std::memcpy(page, from, static_cast<size_t>(page_bytes_));
+      if (!is_sound(*recipe_->keys, KvSide::kKeys, page) ||
+          !is_sound(*recipe_->values, KvSide::kValues, page + key_page_)) {
         return error("a page with a number that is none");
       }
     }

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kvcache/kv_lloyd.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -128,29 +126,6 @@ TEST(KvLloyd, KeysAndValuesAreCodedAlike) {
   for (int64_t p = 0; p < kKeyBlock; ++p) {
     for (int64_t i = 0; i < 80; ++i) {
       ASSERT_EQ(a[at(KvSide::kKeys, 80, p, i)], b[at(KvSide::kValues, 80, p, i)]);
-    }
-  }
-}
-
-// Random bytes, as from a file.
-TEST(KvLloyd, EveryIsaDecodesAlike) {
-  if (!host_has(Isa::kAvx512)) GTEST_SKIP() << "this host has no AVX-512";
-  Random random(5);
-  for (const int bits : {1, 2, 3, 4}) {
-    for (const int64_t d : {16, 64, 80, 128}) {
-      for (const bool is_turned : {false, true}) {
-        const KvLloydShape shape{bits, d, is_turned};
-        std::vector<std::byte> page(static_cast<size_t>(shape.page_bytes()));
-        for (std::byte& byte : page) byte = static_cast<std::byte>(random.next() & 0x3b);
-        for (int64_t i = 0; i < shape.code_bytes(); ++i) {
-          page[static_cast<size_t>(i)] = static_cast<std::byte>(random.next());
-        }
-        std::vector<float> want(static_cast<size_t>(shape.size())), got(want.size());
-        const float* levels = kLloydLevels[bits - 1].data();
-        decode_kv_lloyd_ref(shape, levels, page.data(), want.data());
-        decode_kv_lloyd_avx512(shape, levels, page.data(), got.data());
-        EXPECT_EQ(got, want) << bits << " " << d << " " << is_turned;
-      }
     }
   }
 }
