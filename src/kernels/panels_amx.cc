@@ -5,9 +5,9 @@
 // What leaves a tile are the dots of one group, to be scaled by vectors in the order of
 // kernels/panels.h. With groups of 64 columns that is more work than the products themselves, so
 // add_groups is built around it: the totals of 16 rows and a panel stay in registers while groups
-// go by. With longer groups loading tiles is what binds: add_four multiplies two panels by 32 rows,
-// four products for four loads. Levels of weights become signed first, so that no dot needs an
-// offset.
+// go by, and levels of weights become signed first, so that no dot needs an offset. With longer
+// groups loading tiles and the memory for sums are what bind: dot_fours multiplies two panels by 32
+// rows, four products for four loads, and lets sums leave while the next ones are under way.
 #include <algorithm>
 #include <utility>
 
@@ -132,68 +132,100 @@ void add_groups(const Shape& shape, int64_t count, const int8_t* rows, const flo
 #undef QUERN_MULTIPLY
 #undef QUERN_ADD
 
-// A tile of sums: where they come from and where they go, rows `ld_from` (0: they are zeros) and
-// `ld_to` apart.
-struct Sums {
-  const float* from;
-  float* to;
-  int64_t ld_from, ld_to;
-  __mmask16 rows;  // of the panel
-};
-
-[[gnu::noinline]] void add_dots(const Dots& dots, const float* w_scales, const float* x_scales,
-                                int64_t n_groups, Sums sums) {
-  const __m512 scale = _mm512_loadu_ps(w_scales);
-  const __mmask16 kept = sums.ld_from == 0 ? 0 : sums.rows;
-  // A number that the compiler does not know: unrolled, the addresses of 16 rows would not fit in
-  // registers.
-  int64_t n = kTile;
-  asm("" : "+r"(n));
-  for (const auto* row = dots; row != dots + n; ++row) {
-    const __m512 scales = _mm512_mul_ps(scale, _mm512_set1_ps(*x_scales));
-    const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(*row)), scales,
-                                       _mm512_maskz_loadu_ps(kept, sums.from));
-    _mm512_mask_storeu_ps(sums.to, sums.rows, sum);
-    x_scales += n_groups;
-    sums.from += sums.ld_from;
-    sums.to += sums.ld_to;
-  }
-}
-
 // Dots of a group of two panels and 32 rows on their way to their sums: tile 2 i + p is of the i-th
 // 16 rows and the p-th panel.
 struct Leaving {
   alignas(64) Dots dots[4];
-  Sums sums[4];
-  const float* x_scales = nullptr;  // null: nothing leaves
-  const float* w_scales[2] = {};
-
-  void add(int64_t n_groups) const {
-    if (x_scales == nullptr) return;
-    for (int t = 0; t < 4; ++t) {
-      add_dots(dots[t], w_scales[t % 2], x_scales + t / 2 * kTile * n_groups, n_groups, sums[t]);
-    }
-  }
+  // Sums of both panels side by side: where they come from and where they go, rows `ld_from` (0:
+  // they are zeros) and `ld_to` apart.
+  const float* from;
+  float* to;
+  int64_t ld_from, ld_to;
+  __mmask16 rows[2];  // of the panels
+  const float* x_scales;
+  const int32_t* x_offsets;
+  const float* w_scales[2];
 };
 
-// The dots of a group of two panels and 32 rows.
-void multiply_four(const Shape& shape, const int8_t* rows, const int8_t* const (&weights)[2],
-                   const Leaving& before, Leaving& leaving) {
+// Adds the dots of a Leaving row by row.
+class Adder {
+ public:
+  Adder(const Leaving& leaving, int64_t n_groups)
+      : dots_(leaving.dots),
+        from_(leaving.from),
+        to_(leaving.to),
+        x_scale_(leaving.x_scales),
+        x_offset_(leaving.x_offsets),
+        ld_from_(leaving.ld_from),
+        ld_to_(leaving.ld_to),
+        n_groups_(n_groups) {
+    for (int p = 0; p < 2; ++p) {
+      scales_[p] = _mm512_loadu_ps(leaving.w_scales[p]);
+      rows_[p] = leaving.rows[p];
+      kept_[p] = leaving.ld_from == 0 ? 0 : rows_[p];
+    }
+  }
+
+  [[gnu::always_inline]] void add(int row) {
+    const __m512 x_scale = _mm512_set1_ps(*x_scale_);
+    const __m512i x_offset = _mm512_set1_epi32(*x_offset_);
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; ++p) {
+      const Dots& dots = dots_[row / kTile * 2 + p];
+      const __m512 dot =
+          _mm512_cvtepi32_ps(_mm512_add_epi32(x_offset, _mm512_load_si512(dots[row % kTile])));
+      const __m512 before = _mm512_maskz_loadu_ps(kept_[p], from_ + p * kPanelRows);
+      _mm512_mask_storeu_ps(to_ + p * kPanelRows, rows_[p],
+                            _mm512_fmadd_ps(dot, _mm512_mul_ps(scales_[p], x_scale), before));
+    }
+    x_scale_ += n_groups_;
+    x_offset_ += n_groups_;
+    from_ += ld_from_;
+    to_ += ld_to_;
+  }
+
+ private:
+  const Dots* dots_;
+  const float* from_;
+  float* to_;
+  const float* x_scale_;
+  const int32_t* x_offset_;
+  int64_t ld_from_, ld_to_, n_groups_;
+  __m512 scales_[2];
+  __mmask16 rows_[2], kept_[2];
+};
+
+// The dots of a group of two panels and 32 rows, of kSteps steps. Those of the group before leave
+// meanwhile, some behind every product: all of them behind the last product would leave the tiles
+// idle, since the window in which a processor looks for work holds less than a group.
+template <int kSteps>
+void multiply_four(const Shape& shape, const int8_t* rows, const uint8_t* const (&weights)[2],
+                   Leaving& leaving) {
+  Adder before(leaving, shape.n_groups);
+  const auto add_some = [&](int slot) {
+#pragma GCC unroll 4
+    for (int row = slot * 8 / kSteps; row < (slot + 1) * 8 / kSteps; ++row) before.add(row);
+  };
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t j = 0; j < shape.group; j += shape.step) {
+#pragma GCC unroll 16
+  for (int s = 0; s < kSteps; ++s) {
+    const int64_t j = s * shape.step;
     _tile_loadd(4, rows + j, shape.stride);
     _tile_loadd(6, weights[0] + j * kPanelRows, 64);
-    _tile_dpbssd(0, 4, 6);
+    _tile_dpbsud(0, 4, 6);
+    add_some(4 * s);
     _tile_loadd(7, weights[1] + j * kPanelRows, 64);
-    _tile_dpbssd(1, 4, 7);
+    _tile_dpbsud(1, 4, 7);
+    add_some(4 * s + 1);
     _tile_loadd(5, rows + kTile * shape.stride + j, shape.stride);
-    _tile_dpbssd(2, 5, 6);
-    _tile_dpbssd(3, 5, 7);
+    _tile_dpbsud(2, 5, 6);
+    add_some(4 * s + 2);
+    _tile_dpbsud(3, 5, 7);
+    add_some(4 * s + 3);
   }
-  before.add(shape.n_groups);  // while these multiply
   _tile_stored(0, leaving.dots[0], 64);
   _tile_stored(1, leaving.dots[1], 64);
   _tile_stored(2, leaving.dots[2], 64);
@@ -234,7 +266,7 @@ BlockSums* scratch_sums(int64_t n_panels) {
 struct Operands {
   const Panels& w;
   const Int8Rows& x;
-  const int8_t* weights;  // signed levels, a panel `panel_bytes` after the other
+  const int8_t* weights;  // signed levels for dot_tiles, a panel `panel_bytes` after the other
   int64_t panel_bytes, n_panels;
   Shape shape;
   float* y;
@@ -246,8 +278,14 @@ struct Operands {
   const float* x_scales(int64_t i, int64_t g) const {
     return x.scales + i * x.n_groups + w.first_group + g;
   }
-  const int8_t* levels(int64_t p, int64_t g) const {
+  const uint8_t* levels(int64_t p, int64_t g) const {
+    return w.levels + p * w.levels_stride + g * x.group * kPanelRows;
+  }
+  const int8_t* signed_levels(int64_t p, int64_t g) const {
     return weights + p * panel_bytes + g * x.group * kPanelRows;
+  }
+  const int32_t* x_offsets(int64_t i, int64_t g) const {
+    return x.offsets + i * x.n_groups + w.first_group + g;
   }
   const float* w_scales(int64_t p, int64_t g) const {
     return w.scales + p * w.scales_stride + g * kPanelRows;
@@ -257,35 +295,54 @@ struct Operands {
 
 // Rows of activations [i, i + 32) and panels [0, n), n even. Sums wait in the first cache: rows of
 // y may share its sets.
+template <int kSteps>
 void dot_fours(const Operands& o, int64_t i, int64_t n) {
   BlockSums* waiting = scratch_sums(n);
   const int64_t most = std::max<int64_t>(1, kBlockCols / o.x.group);
-  thread_local Leaving leaving[2];
-  leaving[0].x_scales = leaving[1].x_scales = nullptr;
-  int next = 0;
+  Leaving leaving;
+  leaving.from = leaving.to = waiting[0][0];
+  leaving.ld_from = leaving.ld_to = leaving.rows[0] = leaving.rows[1] = 0;  // nothing leaves
+  leaving.x_scales = o.x_scales(i, 0);
+  leaving.x_offsets = o.x_offsets(i, 0);
+  leaving.w_scales[0] = leaving.w_scales[1] = o.w_scales(0, 0);
   for (int64_t g0 = 0; g0 < o.w.n_groups; g0 += most) {
     const int64_t end = std::min(g0 + most, o.w.n_groups);
     for (int64_t p = 0; p < n; p += 2) {
-      for (int64_t g = g0; g < end; ++g, next = 1 - next) {
-        Leaving& to = leaving[next];
-        multiply_four(o.shape, o.rows(i, g), {o.levels(p, g), o.levels(p + 1, g)},
-                      leaving[1 - next], to);
-        to.x_scales = o.x_scales(i, g);
-        for (int t = 0; t < 4; ++t) {
-          const int64_t panel = p + t % 2, row = t / 2 * kTile;
-          float* between = waiting[panel][row];
-          float* y = o.out(i + row, panel);
-          const bool is_first = g == 0, is_last = g + 1 == o.w.n_groups;
-          to.w_scales[t % 2] = o.w_scales(panel, g);
-          const int64_t ld_first = o.w.first_group == 0 ? 0 : o.ld_y;
-          to.sums[t] = {is_first ? y : between, is_last ? y : between,
-                        is_first ? ld_first : kPanelRows, is_last ? o.ld_y : kPanelRows,
-                        rows_of(o.w, panel)};
+      float *between = waiting[p][0], *y = o.out(i, p);
+      for (int64_t g = g0; g < end; ++g) {
+        multiply_four<kSteps>(o.shape, o.rows(i, g), {o.levels(p, g), o.levels(p + 1, g)}, leaving);
+        const bool is_first = g == 0, is_last = g + 1 == o.w.n_groups;
+        leaving.from = is_first ? y : between;
+        leaving.ld_from = !is_first ? 2 * kPanelRows : o.w.first_group == 0 ? 0 : o.ld_y;
+        leaving.to = is_last ? y : between;
+        leaving.ld_to = is_last ? o.ld_y : 2 * kPanelRows;
+        leaving.x_scales = o.x_scales(i, g);
+        leaving.x_offsets = o.x_offsets(i, g);
+        for (int64_t t = 0; t < 2; ++t) {
+          leaving.rows[t] = rows_of(o.w, p + t);
+          leaving.w_scales[t] = o.w_scales(p + t, g);
         }
       }
     }
   }
-  leaving[1 - next].add(o.shape.n_groups);
+  Adder last(leaving, o.shape.n_groups);
+  for (int row = 0; row < 2 * kTile; ++row) last.add(row);
+}
+
+// dot_fours for groups of so many steps; null: it has none.
+auto* dot_fours_of(int64_t n_steps) {
+  switch (n_steps) {
+    case 2:
+      return dot_fours<2>;
+    case 4:
+      return dot_fours<4>;
+    case 8:
+      return dot_fours<8>;
+    case 16:
+      return dot_fours<16>;
+    default:
+      return static_cast<decltype(&dot_fours<2>)>(nullptr);
+  }
 }
 
 // Rows of activations [i, i + 16 n_tiles) and panels [first, o.n_panels).
@@ -304,8 +361,8 @@ void dot_tiles(const Operands& o, int64_t i, int64_t n_tiles, int64_t first) {
     const int64_t count = std::min(most, o.w.n_groups - g);
     for (int64_t p = first; p < o.n_panels; ++p) {
       for (int64_t row = 0; row < n_tiles * kTile; row += kTile) {
-        add_groups(o.shape, count, o.rows(i + row, g), o.x_scales(i + row, g), o.levels(p, g),
-                   o.w_scales(p, g), sums[p] + row);
+        add_groups(o.shape, count, o.rows(i + row, g), o.x_scales(i + row, g),
+                   o.signed_levels(p, g), o.w_scales(p, g), sums[p] + row);
       }
     }
   }
@@ -328,13 +385,15 @@ void panel_dot(const Panels& w, const Int8Rows& x, float* y, int64_t ld_y) {
     asm volatile("" : : "r"(&config) : "memory");
     const int64_t n_panels = (w.n_rows + kPanelRows - 1) / kPanelRows;
     const int64_t panel_bytes = w.n_groups * x.group * kPanelRows;
-    const Operands o{w,           x,        signed_levels(w, n_panels, panel_bytes),
-                     panel_bytes, n_panels, {x.group, step, x.stride, x.n_groups},
-                     y,           ld_y};
+    auto* const by_fours = dot_fours_of(n_steps);
+    const bool is_all_fours = by_fours != nullptr && n_tiled % kBlockRows == 0 && n_panels % 2 == 0;
+    const int8_t* weights = is_all_fours ? nullptr : signed_levels(w, n_panels, panel_bytes);
+    const Operands o{w, x,   weights, panel_bytes, n_panels, {x.group, step, x.stride, x.n_groups},
+                     y, ld_y};
     for (int64_t i = 0; i < n_tiled; i += kBlockRows) {
       const int64_t n_tiles = std::min(kBlockRows, n_tiled - i) / kTile;
-      const int64_t n_fours = n_steps > 1 && n_tiles == 2 ? n_panels / 2 * 2 : 0;
-      if (n_fours > 0) dot_fours(o, i, n_fours);
+      const int64_t n_fours = by_fours != nullptr && n_tiles == 2 ? n_panels / 2 * 2 : 0;
+      if (n_fours > 0) by_fours(o, i, n_fours);
       if (n_fours < n_panels) dot_tiles(o, i, n_tiles, n_fours);
     }
     _tile_release();

@@ -34,14 +34,15 @@ inline void store(int t, void* base, int64_t stride) {
     std::memcpy(to, state.tiles[t].bytes[r], static_cast<size_t>(state.row_bytes(t)));
   }
 }
-inline void multiply(int sum, int a, int b) {
+template <class Weight>
+void multiply(int sum, int a, int b) {
   for (int m = 0; m < state.rows(sum); ++m) {
     for (int n = 0; n < state.row_bytes(sum) / 4; ++n) {
       int32_t dot;
       std::memcpy(&dot, state.tiles[sum].bytes[m] + 4 * n, 4);
       for (int k = 0; k < state.row_bytes(a); ++k) {
         dot += static_cast<int8_t>(state.tiles[a].bytes[m][k]) *
-               static_cast<int8_t>(state.tiles[b].bytes[k / 4][4 * n + k % 4]);
+               static_cast<Weight>(state.tiles[b].bytes[k / 4][4 * n + k % 4]);
       }
       std::memcpy(state.tiles[sum].bytes[m] + 4 * n, &dot, 4);
     }
@@ -56,12 +57,14 @@ inline void multiply(int sum, int a, int b) {
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbssd
+#undef _tile_dpbsud
 #define _tile_loadconfig quern::emulated::load_config
 #define _tile_release quern::emulated::release
 #define _tile_zero quern::emulated::zero
 #define _tile_loadd quern::emulated::load
 #define _tile_stored quern::emulated::store
-#define _tile_dpbssd quern::emulated::multiply
+#define _tile_dpbssd quern::emulated::multiply<int8_t>
+#define _tile_dpbsud quern::emulated::multiply<uint8_t>
 #define fill_panels_amx fill_panels_emulated
 #include "kernels/panels_amx.cc"  // NOLINT(bugprone-suspicious-include)
 #undef fill_panels_amx

@@ -18,8 +18,8 @@ using testing::Fill;
 using testing::Guarded;
 using testing::same_bits;
 
-constexpr int64_t kGroups[] = {64, 128, 256};                  // of both operands
-constexpr int64_t kDotGroups[] = {16, 48, 64, 128, 192, 256};  // of a product
+constexpr int64_t kGroups[] = {64, 128, 256};                             // of both operands
+constexpr int64_t kDotGroups[] = {16, 48, 64, 128, 192, 256, 512, 1024};  // of a product
 constexpr int64_t kWidths[] = {1, 5, 63, 64, 65, 130, 256, 500, 1024, 2250};
 
 // Random panels and activations of any bytes.

@@ -74,7 +74,7 @@ void linear_piece(const LinearWeight& weight, MatrixView<const float> x, int64_t
 // Bytes of levels decoded at a time: for a few tokens they stay in the first cache, for many in the
 // second.
 constexpr int64_t kLevelsForFew = 16 << 10;
-constexpr int64_t kLevelsForMany = 128 << 10;
+constexpr int64_t kLevelsForMany = 512 << 10;
 constexpr int64_t kRowsForMany = 64;  // the kernel takes four panels at once
 
 // A stride for rows of n bytes so that neighbours lie in different sets of a cache: an odd number
@@ -98,7 +98,10 @@ class RoundedRows {
     thread_local AlignedVector<int8_t> levels;
     thread_local std::vector<float> scales;
     thread_local std::vector<int32_t> offsets;
-    levels.resize(std::max(levels.size(), static_cast<size_t>(x.rows * stride_)));
+    auto n_levels = static_cast<size_t>(x.rows * stride_);
+    // One block for the whole model, read over and over: worth whole huge pages.
+    if (n_levels > kHugePage / 4) n_levels = round_up(n_levels, kHugePage);
+    levels.resize(std::max(levels.size(), n_levels));
     scales.resize(std::max(scales.size(), n));
     offsets.resize(std::max(offsets.size(), n));
     levels_ = levels.data();

@@ -8,10 +8,10 @@
 namespace quern {
 namespace {
 
-constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
+constexpr size_t kLine = 64;
 
 std::align_val_t alignment_of(size_t n_bytes) {
-  return std::align_val_t{n_bytes >= 2 * kHugePage ? kHugePage : kLine};
+  return std::align_val_t{n_bytes >= kHugePage ? kHugePage : kLine};
 }
 
 }  // namespace
@@ -19,7 +19,7 @@ std::align_val_t alignment_of(size_t n_bytes) {
 void* allocate_lines(size_t n_bytes) {
   void* memory = ::operator new(n_bytes, alignment_of(n_bytes));
   // A wish: where it is not granted, nothing is lost.
-  if (n_bytes >= 2 * kHugePage) madvise(memory, n_bytes, MADV_HUGEPAGE);
+  if (n_bytes >= kHugePage) madvise(memory, n_bytes, MADV_HUGEPAGE);
   return memory;
 }
 
