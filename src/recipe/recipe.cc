@@ -51,8 +51,8 @@ bool contains(std::string_view name, Role role) {
 }
 
 bool term_selects(const spec::WhereTerm& term, const WeightId& id) {
-  if (term.name != "layers") return contains(term.name, id.role);
-  return id.layer >= term.first && id.layer < term.last && contains("all", id.role);
+  const bool is_of_these = term.last == 0 || (id.layer >= term.first && id.layer < term.last);
+  return is_of_these && contains(term.name == "layers" ? "all" : term.name, id.role);
 }
 
 bool selects(const std::vector<spec::WhereTerm>& where, const WeightId& id) {
@@ -66,6 +66,9 @@ bool selects(const std::vector<spec::WhereTerm>& where, const WeightId& id) {
 
 Status check_where(const std::vector<spec::WhereTerm>& where) {
   for (const spec::WhereTerm& term : where) {
+    if (term.last > 0 && (term.name == "embed" || term.name == "lm_head")) {
+      return usage_error("recipe: '{}' is of no layer and takes no range", term.name);
+    }
     if (term.name == "layers" ? term.last > 0 : find_selector(term.name) != nullptr) continue;
     std::string names = "layers[first:last]";
     for (const Selector& row : selectors()) names += fmt::format(" {}", row.name);
@@ -158,8 +161,8 @@ Status Recipe::check(const ModelDesc& model) const {
   for (const auto* where : selectors) {
     for (const spec::WhereTerm& term : *where) {
       if (term.last > n_layers) {
-        return usage_error("recipe: layers[{}:{}] reaches past the model's {} layers", term.first,
-                           term.last, n_layers);
+        return usage_error("recipe: {}[{}:{}] reaches past the model's {} layers", term.name,
+                           term.first, term.last, n_layers);
       }
     }
   }

@@ -204,7 +204,6 @@ class Parser {
   }
 
   Status range(WhereTerm& term) {
-    if (term.name != "layers") return fail("only layers takes a range");
     take('[');
     QUERN_ASSIGN(term.first, index());
     if (!take(':')) return fail("expected ':'");

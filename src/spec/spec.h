@@ -46,7 +46,7 @@ struct Call {
 struct WhereTerm {
   bool add = true;              // false: taken away
   std::string name;             // "attn", "down", "layers"
-  int64_t first = 0, last = 0;  // layers[first:last], last exclusive; else 0, 0
+  int64_t first = 0, last = 0;  // name[first:last], of these layers, last exclusive; else 0, 0
   bool operator==(const WhereTerm&) const = default;
 };
 

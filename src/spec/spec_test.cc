@@ -39,7 +39,7 @@ TEST(Spec, LinesCommentsAndBlanksSeparateStages) {
 
 TEST(Spec, WrongTextIsRefusedWithItsColumn) {
   for (const char* text :
-       {"", "|", "rtn(", "rtn(int(4)", "rtn(int(4)) @", "rtn() @ layers[3:3]", "rtn @ q[0:1]",
+       {"", "|", "rtn(", "rtn(int(4)", "rtn(int(4)) @", "rtn() @ layers[3:3]", "rtn @ q[1:1]",
         "rtn(group=)", "rtn(4,)", "rtn(1e999)", "rtn)", "rtn || rtn", "rtn @ all--q", "a b", "\xff",
         "rtn @ layers[0:99999999]", "x(a+)", "x(1x)"}) {
     const auto parsed = parse_recipe(text);

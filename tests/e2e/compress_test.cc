@@ -148,6 +148,7 @@ INSTANTIATE_TEST_SUITE_P(
         "rotate(rht, sites=value+ffn+qk) | ldlq(int(3, group=8), order=act) @ attn+lm_head | "
         "rtn(int(4)) @ ffn+embed",
         "rtn(int(8)) @ q", "rtn(int(8)) @ gate+lm_head",
+        "rtn(int(3)) @ q[1:2]+ffn[0:1]-up[0:1] | rtn(int(5)) @ all[1:2]",
         "rotate(rht) | ldlq(trellis(2.5, survivors=8, rows=64), drift=0.75)",
         "act(int(8)) @ all | rtn(int(8)) @ all+embed",
         "rotate(rht) | act(int(7, per=tensor, scale=static)) @ down+o | act(int(4, clip=0.9)) @ q "
@@ -301,6 +302,8 @@ TEST(Compress, RefusesBeforeAnyWork) {
       {"rtn(int(9))", "2..8"},
       {"rtn(int(4)) @ nothing", "no selector 'nothing'"},
       {"rtn(int(4)) @ layers[0:9]", "past the model's 2 layers"},
+      {"rtn(int(4)) @ down[1:3]", "down[1:3] reaches past the model's 2 layers"},
+      {"rtn(int(4)) @ lm_head[0:1]", "takes no range"},
       {"rtn(int(4)) | rotate(rht)", "coordinates change first"},
       {"rotate(rht) @ q", "sites"},
       {"act(int(8))", "none is coded"},
