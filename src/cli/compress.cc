@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cmath>
 #include <memory>
 
 #include "cli/command.h"
@@ -36,6 +37,66 @@ std::string layer_line(const Json& event) {
   return line;
 }
 
+// What a compressed model must keep to take its place.
+struct Gate {
+  double max_kl = 0, max_ppl_ratio = 0;  // 0: not asked
+  std::string text;
+  EvalOptions eval;
+  Activations activations{};
+
+  bool is_asked() const { return max_kl > 0 || max_ppl_ratio > 0; }
+};
+
+void add_gate(CLI::App& app, Gate& gate) {
+  app.add_option("--max-kl", gate.max_kl,
+                 "refuse a result that diverges from the original by more nats per token")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--max-ppl-ratio", gate.max_ppl_ratio,
+                 "refuse a result whose perplexity is more times that of the original")
+      ->check(CLI::PositiveNumber);
+  auto* text = app.add_option("--text", gate.text,
+                              "text to measure these on; default: the bundled evaluation text");
+  auto* ctx = app.add_option("--ctx,-c", gate.eval.n_ctx, "tokens of a window of it")
+                  ->check(CLI::Range(4, 1 << 24));
+  auto* windows = app.add_option("--windows", gate.eval.max_windows, "its first windows; 0: all");
+  for (CLI::Option* option : {text, ctx, windows}) option->group("Measuring the result");
+  add_activations(app, gate.activations);
+}
+
+Status measure(const Gate& gate, const std::string& original, const std::string& folder,
+               ProgressBar& bar, bool json) {
+  QUERN_ASSIGN(const std::string text, evaluation_text(gate.text));
+  QUERN_ASSIGN(const auto base, Model::open(original));
+  QUERN_ASSIGN(const auto model, Model::open(folder, gate.activations));
+  QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(original));
+  EvalOptions options = gate.eval;
+  options.n_ctx = std::min(options.n_ctx, base->desc().n_context);
+  options.proceed = [&](double done) {
+    bar.show(done, "measure");
+    return !interrupted();
+  };
+  const Model* const both[] = {model.get(), base.get()};
+  QUERN_ASSIGN(const auto results, evaluate(both, base.get(), tokenizer->tokenize(text), options));
+  const double kl = results[0].kl_mean, ratio = results[0].ppl / results[1].ppl;
+  if (json) {
+    fmt::print("{}\n", Json{{"event", "measured"}, {"kl_mean", kl}, {"ppl_ratio", ratio}}.dump());
+    std::fflush(stdout);
+  } else {
+    bar.note(fmt::format("measured  KL {:.5f}, perplexity x {:.4f}, {} tokens", kl, ratio,
+                         results[0].n_tokens));
+  }
+  // So that NaN is refused too.
+  if (gate.max_kl > 0 && !(kl <= gate.max_kl)) {
+    return error("the result diverges by {:.5f} nats per token, more than --max-kl {}", kl,
+                 gate.max_kl);
+  }
+  if (gate.max_ppl_ratio > 0 && !(ratio <= gate.max_ppl_ratio)) {
+    return error("the result has {:.4f} times the perplexity, more than --max-ppl-ratio {}", ratio,
+                 gate.max_ppl_ratio);
+  }
+  return {};
+}
+
 }  // namespace
 
 std::function<bool(const Json&)> compress_observer(ProgressBar& bar, bool json) {
@@ -66,6 +127,7 @@ std::function<bool(const Json&)> compress_observer(ProgressBar& bar, bool json) 
 Action declare_compress(CLI::App& app) {
   struct Options {
     CompressOptions compress;
+    Gate gate;
     bool json = false;
   };
   const auto o = std::make_shared<Options>();
@@ -74,6 +136,7 @@ Action declare_compress(CLI::App& app) {
   app.add_option("-r,--recipe", o->compress.recipe, "recipe, or a .recipe file")->required();
   add_calibration(app, o->compress);
   app.add_flag("-f,--force", o->compress.force, "replace the output folder if it exists");
+  add_gate(app, o->gate);
   add_threads(app);
   add_json(app, o->json);
   app.footer(
@@ -81,10 +144,16 @@ Action declare_compress(CLI::App& app) {
       "  quern compress models/tiny -o out --recipe 'rtn(int(8))'\n"
       "  quern compress models/tiny -o out --recipe 'rotate(rht) | ldlq(int(3, group=64))' \\\n"
       "      --calibration text.txt --nsamples 128\n"
+      "  quern compress models/tiny -o out --recipe quern-3bit --max-kl 0.1\n"
       "A run that was stopped goes on where it was when the same command is given again.");
   return [o]() -> Status {
     ProgressBar bar(o->json);
     o->compress.observe = compress_observer(bar, o->json);
+    if (o->gate.is_asked()) {
+      o->compress.accept = [&](const std::string& folder) {
+        return measure(o->gate, o->compress.model, folder, bar, o->json);
+      };
+    }
     const auto result = compress(o->compress);
     bar.clear();
     if (!result) {

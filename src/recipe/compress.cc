@@ -77,7 +77,7 @@ class Compression {
     QUERN_TRY(code_head());
     QUERN_TRY(report("progress", {{"what", "write"}, {"done", 1.0}}));
     packed_.basis = basis_;
-    QUERN_TRY(write_model(*files_, plan_, packed_, journal, out_));
+    QUERN_TRY(write_model(*files_, plan_, packed_, journal, out_, options_.accept));
     return finish(start);
   }
 

@@ -22,6 +22,9 @@ struct CompressOptions {
   uint64_t seed = 0;
   bool force = false;                       // replace `out` if it exists
   size_t hessian_budget = size_t{2} << 30;  // bytes of Hessians held at once (experts)
+  // Looks at the finished folder before it takes the place of `out`; an error keeps it from that,
+  // and it becomes `out` + ".refused". Null: whatever comes out is accepted.
+  std::function<Status(const std::string& folder)> accept;
   // Told what happens, as JSON events: plan, progress, layer, done. Returning false cancels; the
   // work so far is kept and the same call goes on from there.
   std::function<bool(const Json& event)> observe = [](const Json&) { return true; };

@@ -137,7 +137,7 @@ Result<std::string> output_folder(std::string out, const std::string& model, Exi
 }
 
 Status write_model(const ModelFiles& source, const OutputPlan& plan, const Packed& packed,
-                   Journal& journal, const std::string& out) {
+                   Journal& journal, const std::string& out, const Acceptance& accept) {
   const std::string results = journal.folder() + "/results";
   std::error_code problem;
   fs::remove_all(results, problem);
@@ -159,7 +159,12 @@ Status write_model(const ModelFiles& source, const OutputPlan& plan, const Packe
     QUERN_ASSIGN(const auto gguf, GgufFile::open(source.path()));
     QUERN_TRY(write_file_atomically(results + "/tokenizer.gguf", metadata_only_image(*gguf)));
   }
-  return journal.publish(results, out);
+  const Status accepted = accept == nullptr ? Status() : accept(results);
+  if (accepted) return journal.publish(results, out);
+  if (accepted.error().kind == ErrorKind::kCancelled) return accepted;
+  const std::string refused = out + ".refused";
+  QUERN_TRY(journal.publish(results, refused));
+  return error("{}; it is kept as {}", accepted.error().message, refused);
 }
 
 }  // namespace quern
