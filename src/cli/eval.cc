@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cmath>
 #include <memory>
 
+#include "base/file.h"
 #include "cli/command.h"
+#include "eval/tasks.h"
 
 namespace quern::cli {
 namespace {
@@ -16,12 +19,124 @@ void print_details(const ModelFiles& files, const EvalResult& result) {
   }
 }
 
+struct TaskRequestOptions {
+  std::vector<std::string> files;
+  int64_t limit = 0;
+  std::string answers;
+  TaskOptions run;
+};
+
+void add_tasks(CLI::App& app, TaskRequestOptions& o) {
+  app.add_option("--tasks", o.files,
+                 "zero-shot tasks instead of a text: files of one JSON object a line, as "
+                 "docs/evaluation.md says")
+      ->delimiter(',');
+  app.add_option("--limit", o.limit, "items of each task; default: all")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
+  app.add_flag("--bos", o.run.bos, "put BOS before every context");
+  app.add_option("--answers", o.answers, "write log-likelihoods and picks, one JSON object a line");
+}
+
+Json to_json(const Task& task, const TaskResult& result) {
+  Json json = {{"items", result.answers.size()},
+               {"acc", result.accuracy.value},
+               {"acc_stderr", result.accuracy.stderr_of},
+               {"seconds", result.seconds}};
+  if (task.kind == TaskKind::kChoices) {
+    json["acc_norm"] = result.accuracy_norm.value;
+    json["acc_norm_stderr"] = result.accuracy_norm.stderr_of;
+  }
+  if (task.kind == TaskKind::kTarget) {
+    json["ppl"] = std::exp(-result.log_likelihood.value);
+    json["ppl_stderr"] = std::exp(-result.log_likelihood.value) * result.log_likelihood.stderr_of;
+  }
+  return json;
+}
+
+std::string answer_lines(const Task& task, const TaskResult& result) {
+  std::string lines;
+  for (size_t i = 0; i < result.answers.size(); ++i) {
+    const TaskAnswer& answer = result.answers[i];
+    const Json json = {{"task", task.name},
+                       {"item", i},
+                       {"log_likelihoods", answer.log_likelihoods},
+                       {"is_greedy", answer.is_greedy},
+                       {"gold", task.items[i].gold},
+                       {"pick", answer.pick},
+                       {"pick_norm", answer.pick_norm}};
+    lines += json.dump() + "\n";
+  }
+  return lines;
+}
+
+void print_task(const Task& task, const TaskResult& result, const PairedAccuracy* paired) {
+  fmt::print("{:<24} {:>6} {:>6.2f} +- {:.2f}", task.name, result.answers.size(),
+             100 * result.accuracy.value, 100 * result.accuracy.stderr_of);
+  if (task.kind == TaskKind::kChoices) {
+    fmt::print("  {:>6.2f} +- {:.2f}", 100 * result.accuracy_norm.value,
+               100 * result.accuracy_norm.stderr_of);
+  } else if (task.kind == TaskKind::kTarget) {
+    fmt::print("  ppl {:.2f}", std::exp(-result.log_likelihood.value));
+  }
+  fmt::print("\n");
+  if (paired == nullptr) return;
+  fmt::print("{:<24} {:>+13.2f} +- {:.2f}  {} won, {} lost, p = {:.2g}: {}\n", "  against the base",
+             100 * paired->difference.value, 100 * paired->difference.stderr_of, paired->n_won,
+             paired->n_lost, paired->p_value,
+             paired->p_value < 0.05 ? "a difference" : "no more than chance");
+}
+
+Status run_tasks(const std::string& path, const Model& model, const Model* base,
+                 const TaskRequestOptions& o, bool json) {
+  QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(path));
+  std::vector<Task> tasks;
+  for (const std::string& file : o.files) {
+    QUERN_ASSIGN(Task task, read_task(file, o.limit));
+    tasks.push_back(std::move(task));
+  }
+  ProgressBar bar(json);
+  Json results = Json::array();
+  std::string lines;
+  if (!json) fmt::print("{:<24} {:>6} {:>14}  {}\n", "task", "items", "acc, %", "acc_norm, %");
+  for (const Task& task : tasks) {
+    const auto run = [&](const Model& of, KvRecipe kv) {
+      TaskOptions options{o.run.bos, std::move(kv), [&](double done) {
+                            bar.show(done, task.name);
+                            return !interrupted();
+                          }};
+      return run_task(of, *tokenizer, task, options);
+    };
+    QUERN_ASSIGN(const TaskResult result, run(model, o.run.kv));
+    Json entry = to_json(task, result);
+    entry["task"] = task.name;
+    std::optional<PairedAccuracy> paired;
+    if (base != nullptr) {
+      QUERN_ASSIGN(const TaskResult before, run(*base, {}));
+      paired = compare_paired(before, result);
+      entry["base"] = to_json(task, before);
+      entry["acc_difference"] = paired->difference.value;
+      entry["acc_difference_stderr"] = paired->difference.stderr_of;
+      entry["won"] = paired->n_won;
+      entry["lost"] = paired->n_lost;
+      entry["p_value"] = paired->p_value;
+    }
+    bar.clear();
+    if (!json) print_task(task, result, paired ? &*paired : nullptr);
+    results.push_back(std::move(entry));
+    lines += answer_lines(task, result);
+  }
+  if (!o.answers.empty()) QUERN_TRY(write_file_atomically(o.answers, lines));
+  if (json) fmt::print("{}\n", Json{{"tasks", results}}.dump());
+  return {};
+}
+
 }  // namespace
 
 Action declare_eval(CLI::App& app) {
   struct Options {
     std::string model, base, text;
     EvalOptions eval;
+    TaskRequestOptions tasks;
     Activations activations{};
     bool json = false;
   };
@@ -29,18 +144,25 @@ Action declare_eval(CLI::App& app) {
   add_model(app, o->model);
   app.add_option("--base", o->base, "model to measure the divergence from");
   add_evaluation(app, o->text, o->eval);
+  add_tasks(app, o->tasks);
   add_activations(app, o->activations);
   add_kv(app, o->eval.kv);
   add_threads(app);
   add_json(app, o->json);
-  app.footer("Example:\n  quern eval out --text wiki.txt --ctx 1024 --base models/tiny --json");
+  app.footer(
+      "Examples:\n  quern eval out --text wiki.txt --ctx 1024 --base models/tiny --json\n"
+      "  quern eval out --base models/tiny --tasks arc_easy.jsonl,lambada.jsonl --limit 500");
   return [o]() -> Status {
-    QUERN_ASSIGN(const std::string text, evaluation_text(o->text));
     QUERN_ASSIGN(const auto model, Model::open(o->model, o->activations));
     std::unique_ptr<Model> base;
     if (!o->base.empty()) {
       QUERN_ASSIGN(base, Model::open(o->base));
     }
+    if (!o->tasks.files.empty()) {
+      o->tasks.run.kv = o->eval.kv;
+      return run_tasks(o->model, *model, base.get(), o->tasks, o->json);
+    }
+    QUERN_ASSIGN(const std::string text, evaluation_text(o->text));
     QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o->model));
     const std::vector<Token> ids = tokenizer->tokenize(text);
     ProgressBar bar(o->json);

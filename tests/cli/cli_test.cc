@@ -2,6 +2,7 @@
 // The program as scripts see it: exit codes, what goes to which stream, and the keys of its JSON.
 #include <gtest/gtest.h>
 
+#include "base/file.h"
 #include "formats/json.h"
 #include "program.h"
 #include "scratch.h"
@@ -128,6 +129,56 @@ TEST(Cli, EvalPrintsItsKeys) {
   EXPECT_EQ(plain.code, 0);
   EXPECT_NE(plain.out.find("perplexity"), std::string::npos);
   EXPECT_NE(plain.out.find("252 tokens"), std::string::npos) << plain.out;
+}
+
+TEST(Cli, CompressRefusesWhatMissesItsBound) {
+  const ScratchFolder scratch;
+  const std::string out = scratch / "out";
+  const auto compress = [&](const std::string& option, const std::string& bound) {
+    return run_quern({"compress", kTiny, "-o", out, "--recipe", "rtn(int(4))", option, bound,
+                      "--ctx", "64", "--windows", "4"});
+  };
+  Ran ran = compress("--max-kl", "1e-6");
+  EXPECT_EQ(ran.code, 1) << ran.err;
+  EXPECT_NE(ran.err.find("more than --max-kl 1e-06; it is kept as"), std::string::npos) << ran.err;
+  EXPECT_FALSE(std::filesystem::exists(out));
+  EXPECT_TRUE(std::filesystem::exists(out + ".refused/config.json"));
+  ran = compress("--max-ppl-ratio", "0.5");
+  EXPECT_EQ(ran.code, 1) << ran.err;
+  EXPECT_NE(ran.err.find("--max-ppl-ratio"), std::string::npos) << ran.err;
+  ran = compress("--max-kl", "10");
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.err.find("measured  KL 0."), std::string::npos) << ran.err;
+  EXPECT_TRUE(std::filesystem::exists(out + "/config.json"));
+}
+
+TEST(Cli, EvalAnswersTasks) {
+  const ScratchFolder scratch;
+  const std::string file = scratch / "places.jsonl", answers = scratch / "answers.jsonl";
+  ASSERT_TRUE(write_file_atomically(
+      file,
+      "{\"context\": \"The city lies on the\", \"choices\": [\"river.\", \"qqq\"], \"gold\": 0}\n"
+      "{\"context\": \"It was built in the\", \"choices\": [\"zzzz\", \"century\"], \"gold\": "
+      "1}\n"));
+  Ran ran = run_quern({"eval", kTiny, "--base", kTiny, "--tasks", file + "," + file, "--json",
+                       "--answers", answers});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const Json tasks = Json::parse(ran.out)["tasks"];
+  ASSERT_EQ(tasks.size(), 2u);
+  EXPECT_EQ(keys_missing(tasks[0], {"task", "items", "acc", "acc_stderr", "acc_norm",
+                                    "acc_norm_stderr", "seconds", "base", "acc_difference",
+                                    "acc_difference_stderr", "won", "lost", "p_value"}),
+            std::vector<std::string>{});
+  EXPECT_EQ(tasks[0]["task"], "places");
+  EXPECT_EQ(tasks[0]["items"], 2);
+  EXPECT_EQ(tasks[0]["acc"], 1.0);
+  const auto lines = read_file(answers);
+  ASSERT_TRUE(lines);
+  EXPECT_EQ(std::count(lines->begin(), lines->end(), '\n'), 4);
+  ran = run_quern({"eval", kTiny, "--tasks", file, "--limit", "1"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.out.find("places"), std::string::npos) << ran.out;
+  expect_failure({"eval", kTiny, "--tasks", scratch / "absent.jsonl"}, 1, "absent.jsonl");
 }
 
 TEST(Cli, CompressPrintsEventsAndInspectEveryByte) {
