@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "cli/command.h"
+#include "eval/samples.h"
 #include "eval/tasks.h"
 
 namespace quern::cli {
@@ -130,6 +131,47 @@ Status run_tasks(const std::string& path, const Model& model, const Model* base,
   return {};
 }
 
+Status run_samples(const std::string& path, const Model& model, const Model& base,
+                   const std::string& text, SampleOptions options, bool json) {
+  QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(path));
+  ProgressBar bar(json);
+  options.proceed = [&](double done) {
+    bar.show(done, "samples");
+    return !interrupted();
+  };
+  QUERN_ASSIGN(const SampleResult result,
+               compare_samples(model, base, *tokenizer, tokenizer->tokenize(text), options));
+  bar.clear();
+  Json samples = Json::array();
+  for (const Sample& sample : result.samples) {
+    const std::string prompt = tokenizer->detokenize(sample.prompt),
+                      own = tokenizer->detokenize_middle(sample.text),
+                      other = tokenizer->detokenize_middle(sample.base_text);
+    if (json) {
+      samples.push_back({{"prompt", valid_utf8(prompt)},
+                         {"text", valid_utf8(own)},
+                         {"base_text", valid_utf8(other)},
+                         {"agreed_tokens", sample.n_agreed}});
+    } else {
+      fmt::print("prompt     {}\nmodel      {}\nbase       {}\nagreed     {} of {} tokens\n\n",
+                 prompt, own, other, sample.n_agreed, options.n_predict);
+    }
+  }
+  if (json) {
+    const Json all = {{"agreed_tokens", result.n_agreed},
+                      {"repetition", result.repetition},
+                      {"base_repetition", result.base_repetition},
+                      {"samples", samples}};
+    fmt::print("{}\n", all.dump());
+    return {};
+  }
+  fmt::print(
+      "agreed     {:.1f} of {} tokens\nrepeated   {:.1f} % of runs of 4 tokens, the base "
+      "{:.1f} %\n",
+      result.n_agreed, options.n_predict, 100 * result.repetition, 100 * result.base_repetition);
+  return {};
+}
+
 }  // namespace
 
 Action declare_eval(CLI::App& app) {
@@ -137,6 +179,7 @@ Action declare_eval(CLI::App& app) {
     std::string model, base, text;
     EvalOptions eval;
     TaskRequestOptions tasks;
+    int64_t n_samples = 0;
     Activations activations{};
     bool json = false;
   };
@@ -145,6 +188,9 @@ Action declare_eval(CLI::App& app) {
   app.add_option("--base", o->base, "model to measure the divergence from");
   add_evaluation(app, o->text, o->eval);
   add_tasks(app, o->tasks);
+  app.add_option("--samples", o->n_samples,
+                 "greedy text of so many prompts beside that of the base")
+      ->check(CLI::Range(1, 1 << 16));
   add_activations(app, o->activations);
   add_kv(app, o->eval.kv);
   add_threads(app);
@@ -163,6 +209,13 @@ Action declare_eval(CLI::App& app) {
       return run_tasks(o->model, *model, base.get(), o->tasks, o->json);
     }
     QUERN_ASSIGN(const std::string text, evaluation_text(o->text));
+    if (o->n_samples > 0) {
+      if (base == nullptr) return usage_error("--samples needs --base, the model to compare with");
+      SampleOptions options;
+      options.n_samples = o->n_samples;
+      options.kv = o->eval.kv;
+      return run_samples(o->model, *model, *base, text, options, o->json);
+    }
     QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o->model));
     const std::vector<Token> ids = tokenizer->tokenize(text);
     ProgressBar bar(o->json);

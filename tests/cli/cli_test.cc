@@ -181,6 +181,18 @@ TEST(Cli, EvalAnswersTasks) {
   expect_failure({"eval", kTiny, "--tasks", scratch / "absent.jsonl"}, 1, "absent.jsonl");
 }
 
+TEST(Cli, EvalShowsSamples) {
+  Ran ran = run_quern({"eval", kTiny, "--base", kTiny, "--samples", "2", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const Json json = Json::parse(ran.out);
+  EXPECT_EQ(json["agreed_tokens"], 64);
+  EXPECT_EQ(json["samples"].size(), 2u);
+  EXPECT_EQ(json["samples"][1]["text"], json["samples"][1]["base_text"]);
+  ran = run_quern({"eval", kTiny, "--base", kTiny, "--samples", "1"});
+  EXPECT_NE(ran.out.find("agreed     64.0 of 64 tokens"), std::string::npos) << ran.out;
+  expect_failure({"eval", kTiny, "--samples", "2"}, 2, "--base");
+}
+
 TEST(Cli, CompressPrintsEventsAndInspectEveryByte) {
   const ScratchFolder scratch;
   const std::string out = scratch / "out";
