@@ -24,7 +24,7 @@ struct TaskRequestOptions {
   std::vector<std::string> files;
   int64_t limit = 0;
   std::string answers;
-  TaskOptions run;
+  bool bos = false;
 };
 
 void add_tasks(CLI::App& app, TaskRequestOptions& o) {
@@ -34,11 +34,11 @@ void add_tasks(CLI::App& app, TaskRequestOptions& o) {
       ->delimiter(',');
   app.add_option("--limit", o.limit, "items of each task; default: all")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
-  app.add_flag("--bos", o.run.bos, "put BOS before every context");
+  app.add_flag("--bos", o.bos, "put BOS before every context");
   app.add_option("--answers", o.answers, "write log-likelihoods and picks, one JSON object a line");
 }
 
-Json to_json(const Task& task, const TaskResult& result) {
+Json task_json(const Task& task, const TaskResult& result) {
   Json json = {{"items", result.answers.size()},
                {"acc", result.accuracy.value},
                {"acc_stderr", result.accuracy.stderr_of},
@@ -87,7 +87,7 @@ void print_task(const Task& task, const TaskResult& result, const PairedAccuracy
              paired->p_value < 0.05 ? "a difference" : "no more than chance");
 }
 
-Status run_tasks(const std::string& path, const Model& model, const Model* base,
+Status run_tasks(const std::string& path, const Model& model, const Model* base, const KvRecipe& kv,
                  const TaskRequestOptions& o, bool json) {
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(path));
   std::vector<Task> tasks;
@@ -100,21 +100,21 @@ Status run_tasks(const std::string& path, const Model& model, const Model* base,
   std::string lines;
   if (!json) fmt::print("{:<24} {:>6} {:>14}  {}\n", "task", "items", "acc, %", "acc_norm, %");
   for (const Task& task : tasks) {
-    const auto run = [&](const Model& of, KvRecipe kv) {
-      TaskOptions options{o.run.bos, std::move(kv), [&](double done) {
+    const auto run = [&](const Model& of, const KvRecipe& cache) {
+      TaskOptions options{o.bos, cache, [&](double done) {
                             bar.show(done, task.name);
                             return !interrupted();
                           }};
       return run_task(of, *tokenizer, task, options);
     };
-    QUERN_ASSIGN(const TaskResult result, run(model, o.run.kv));
-    Json entry = to_json(task, result);
+    QUERN_ASSIGN(const TaskResult result, run(model, kv));
+    Json entry = task_json(task, result);
     entry["task"] = task.name;
     std::optional<PairedAccuracy> paired;
     if (base != nullptr) {
       QUERN_ASSIGN(const TaskResult before, run(*base, {}));
       paired = compare_paired(before, result);
-      entry["base"] = to_json(task, before);
+      entry["base"] = task_json(task, before);
       entry["acc_difference"] = paired->difference.value;
       entry["acc_difference_stderr"] = paired->difference.stderr_of;
       entry["won"] = paired->n_won;
@@ -172,18 +172,71 @@ Status run_samples(const std::string& path, const Model& model, const Model& bas
   return {};
 }
 
+struct EvalCommand {
+  std::string model, base, text;
+  EvalOptions eval;
+  TaskRequestOptions tasks;
+  int64_t n_samples = 0;
+  Activations activations{};
+  bool json = false;
+};
+
+Status run_text(const EvalCommand& o, const Model& model, const Model* base,
+                const std::string& text) {
+  QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o.model));
+  const std::vector<Token> ids = tokenizer->tokenize(text);
+  ProgressBar bar(o.json);
+  EvalOptions options = o.eval;
+  if (!check_context(model.desc(), options.n_ctx, options.kv)) {
+    options.n_ctx = std::min(options.n_ctx, model.desc().n_context);
+  }
+  options.proceed = [&](double done) {
+    bar.show(done, "eval");
+    return !interrupted();
+  };
+  QUERN_ASSIGN(const EvalResult result, evaluate(model, base, ids, options));
+  bar.clear();
+  const ModelFiles& files = model.files();
+  if (o.json) {
+    Json json = cli::to_json(result);
+    json["bytes"] = files.weight_bytes();
+    json["bpw"] = files.bpw();
+    json["linear_bpw"] = files.linear_bpw();
+    json["protocol"] = protocol_name(options.protocol);
+    json["ctx"] = options.n_ctx;
+    json["kv"] = options.kv.text;
+    json["kv_bits"] = options.kv.bits(model.desc().layers[0].attention.d_head);
+    json["text"] = o.text.empty() ? "bundled" : valid_utf8(o.text);
+    fmt::print("{}\n", json.dump());
+    return {};
+  }
+  fmt::print("perplexity  {:.4f} +- {:.4f}  ({} tokens, {} windows of {})\n", result.ppl,
+             result.ppl_stderr, result.n_tokens, protocol_name(options.protocol), options.n_ctx);
+  print_details(files, result);
+  return {};
+}
+
+Status run_eval(const EvalCommand& o) {
+  QUERN_ASSIGN(const auto model, Model::open(o.model, o.activations));
+  std::unique_ptr<Model> base;
+  if (!o.base.empty()) {
+    QUERN_ASSIGN(base, Model::open(o.base));
+  }
+  if (!o.tasks.files.empty())
+    return run_tasks(o.model, *model, base.get(), o.eval.kv, o.tasks, o.json);
+  QUERN_ASSIGN(const std::string text, evaluation_text(o.text));
+  if (o.n_samples == 0) return run_text(o, *model, base.get(), text);
+  if (base == nullptr) return usage_error("--samples needs --base, the model to compare with");
+  SampleOptions options;
+  options.n_samples = o.n_samples;
+  options.kv = o.eval.kv;
+  return run_samples(o.model, *model, *base, text, options, o.json);
+}
+
 }  // namespace
 
 Action declare_eval(CLI::App& app) {
-  struct Options {
-    std::string model, base, text;
-    EvalOptions eval;
-    TaskRequestOptions tasks;
-    int64_t n_samples = 0;
-    Activations activations{};
-    bool json = false;
-  };
-  const auto o = std::make_shared<Options>();
+  const auto o = std::make_shared<EvalCommand>();
   add_model(app, o->model);
   app.add_option("--base", o->base, "model to measure the divergence from");
   add_evaluation(app, o->text, o->eval);
@@ -198,55 +251,7 @@ Action declare_eval(CLI::App& app) {
   app.footer(
       "Examples:\n  quern eval out --text wiki.txt --ctx 1024 --base models/tiny --json\n"
       "  quern eval out --base models/tiny --tasks arc_easy.jsonl,lambada.jsonl --limit 500");
-  return [o]() -> Status {
-    QUERN_ASSIGN(const auto model, Model::open(o->model, o->activations));
-    std::unique_ptr<Model> base;
-    if (!o->base.empty()) {
-      QUERN_ASSIGN(base, Model::open(o->base));
-    }
-    if (!o->tasks.files.empty()) {
-      o->tasks.run.kv = o->eval.kv;
-      return run_tasks(o->model, *model, base.get(), o->tasks, o->json);
-    }
-    QUERN_ASSIGN(const std::string text, evaluation_text(o->text));
-    if (o->n_samples > 0) {
-      if (base == nullptr) return usage_error("--samples needs --base, the model to compare with");
-      SampleOptions options;
-      options.n_samples = o->n_samples;
-      options.kv = o->eval.kv;
-      return run_samples(o->model, *model, *base, text, options, o->json);
-    }
-    QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o->model));
-    const std::vector<Token> ids = tokenizer->tokenize(text);
-    ProgressBar bar(o->json);
-    if (!check_context(model->desc(), o->eval.n_ctx, o->eval.kv)) {
-      o->eval.n_ctx = std::min(o->eval.n_ctx, model->desc().n_context);
-    }
-    o->eval.proceed = [&](double done) {
-      bar.show(done, "eval");
-      return !interrupted();
-    };
-    QUERN_ASSIGN(const EvalResult result, evaluate(*model, base.get(), ids, o->eval));
-    bar.clear();
-    const ModelFiles& files = model->files();
-    if (o->json) {
-      Json json = to_json(result);
-      json["bytes"] = files.weight_bytes();
-      json["bpw"] = files.bpw();
-      json["linear_bpw"] = files.linear_bpw();
-      json["protocol"] = protocol_name(o->eval.protocol);
-      json["ctx"] = o->eval.n_ctx;
-      json["kv"] = o->eval.kv.text;
-      json["kv_bits"] = o->eval.kv.bits(model->desc().layers[0].attention.d_head);
-      json["text"] = o->text.empty() ? "bundled" : valid_utf8(o->text);
-      fmt::print("{}\n", json.dump());
-      return {};
-    }
-    fmt::print("perplexity  {:.4f} +- {:.4f}  ({} tokens, {} windows of {})\n", result.ppl,
-               result.ppl_stderr, result.n_tokens, protocol_name(o->eval.protocol), o->eval.n_ctx);
-    print_details(files, result);
-    return {};
-  };
+  return [o] { return run_eval(*o); };
 }
 
 }  // namespace quern::cli

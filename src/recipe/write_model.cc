@@ -159,7 +159,7 @@ Status write_model(const ModelFiles& source, const OutputPlan& plan, const Packe
     QUERN_ASSIGN(const auto gguf, GgufFile::open(source.path()));
     QUERN_TRY(write_file_atomically(results + "/tokenizer.gguf", metadata_only_image(*gguf)));
   }
-  const Status accepted = accept == nullptr ? Status() : accept(results);
+  Status accepted = accept == nullptr ? Status() : accept(results);
   if (accepted) return journal.publish(results, out);
   if (accepted.error().kind == ErrorKind::kCancelled) return accepted;
   const std::string refused = out + ".refused";

@@ -11,8 +11,8 @@
 
 namespace quern {
 
-// Memory on a cache line; from the size of a huge page on, on such pages, where the system has them:
-// what is read in order is fetched ahead to the end of a page.
+// Memory on a cache line; from the size of a huge page on it lies on such pages, where the system
+// has them: what is read in order is fetched ahead to the end of a page only.
 inline constexpr size_t kHugePage = size_t{2} << 20;
 void* allocate_lines(size_t n_bytes);
 void free_lines(void* memory, size_t n_bytes);
