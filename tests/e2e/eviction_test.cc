@@ -7,6 +7,7 @@
 
 #include "kvcache/kv_file.h"
 #include "model/model.h"
+#include "scratch.h"
 #include "tokenizer/tokenizer.h"
 
 namespace quern {
@@ -113,7 +114,8 @@ TEST_P(Eviction, ForksAndFilesGoOnAlike) {
   for (const int64_t at : {50, 128, 190}) {
     KvCache one = cache(GetParam());
     run(one, at, 64);
-    const std::string path = testing::TempDir() + "/quern_eviction_cache";
+    const test::ScratchFolder scratch;
+    const std::string path = scratch / "cache";
     KvFileHead head{"m", {ids_.begin(), ids_.begin() + at}, {0}};
     ASSERT_TRUE(save_kv_file(path, one, head));
     KvCache loaded = cache(GetParam()), fork = one.fork();
@@ -127,7 +129,6 @@ TEST_P(Eviction, ForksAndFilesGoOnAlike) {
         ASSERT_EQ(rest.data()[i], whole.row(at)[i]) << GetParam() << " " << at;
       }
     }
-    std::remove(path.c_str());
   }
 }
 
