@@ -19,6 +19,7 @@
 #include "kernels/hadamard.h"
 #include "kernels/kernels.h"
 #include "kernels/peaks.h"
+#include "kvcache/kv_cache.h"
 #include "linalg/cholesky.h"
 #include "model/synthetic.h"
 #include "tensor/matrix.h"
@@ -161,29 +162,41 @@ void register_tiles(const KernelTable& table, const std::string& suffix) {
 // ---- What is built on the table; CPU time of the calling thread, one thread where no number is
 // given, or else elapsed time.
 
-void attention(benchmark::State& state) {
-  const int64_t n_q = state.range(0), n_ctx = state.range(1), d_head = 128;
-  const auto q = gaussian(n_q * d_head, 1), source = gaussian(n_ctx * d_head, 2);
-  std::vector<uint16_t> rows(source.size());
-  kernels().float_to_f16(source.data(), n_ctx * d_head, rows.data());
+// Eight query heads that share a KV head, behind a cache of `n_ctx` positions.
+void attention(benchmark::State& state, const char* kv) {
+  const int64_t n_q = state.range(0), n_ctx = state.range(1), n_heads = 8, d_head = 64;
+  const KvRecipe recipe = *KvRecipe::parse(kv);
+  KvCache cache({{1, d_head}}, n_ctx, recipe);
+  LayerKv& layer = cache.layer(0);
+  const auto keys = gaussian(n_ctx * d_head, 2), values = gaussian(n_ctx * d_head, 3);
+  layer.put(0, {keys.data(), n_ctx, d_head}, {values.data(), n_ctx, d_head});
+  const LayerKv::Codes codes(layer, 0);
+  const LayerKv::Exact exact(layer, 0);
+  std::vector<int64_t> none, coded, last;
+  double pairs = 0;
+  for (int64_t i = 0; i < n_q; ++i) {
+    none.push_back(0);
+    last.push_back(n_ctx - n_q + i + 1);
+    coded.push_back(recipe.is_coded() ? recipe.coded_before(last.back() - 1) : 0);
+    pairs += static_cast<double>(last.back() * n_heads);
+  }
+  const KvSegment segments[] = {{&codes, none.data(), coded.data()},
+                                {&exact, coded.data(), last.data()}};
+  const auto q = gaussian(n_q * n_heads * d_head, 1);
   std::vector<float> out(q.size());
-  std::vector<int64_t> last;
-  for (int64_t i = 0; i < n_q; ++i) last.push_back(n_q > 8 ? n_ctx - n_q + i + 1 : n_ctx);
   AttendArgs args;
   args.q = q.data();
-  args.ld_q = args.d_head = args.ld_out = d_head;
+  args.ld_q = args.ld_out = n_heads * d_head;
+  args.d_head = d_head;
   args.n_q = n_q;
-  args.k = args.v = rows.data();
-  args.dtype = DType::kF16;
+  args.n_heads = n_heads;
+  args.segments = std::span(segments).subspan(recipe.is_coded() ? 0 : 1);
   args.n_ctx = n_ctx;
-  args.last = last.data();
-  args.scale = 0.088f;
+  args.scale = 0.125f;
   args.out = out.data();
   for (auto _ : state) attend(args);
-  double pairs = 0;
-  for (int64_t n : last) pairs += static_cast<double>(n);
   state.counters["FLOP/s"] = rate(4.0 * pairs * static_cast<double>(d_head));
-  state.counters["KV B/s"] = rate(4.0 * static_cast<double>(n_ctx * d_head));
+  state.counters["KV B/s"] = rate(static_cast<double>(cache.n_bytes()));
 }
 
 void hadamard_rows(benchmark::State& state) {
@@ -399,13 +412,15 @@ void register_all() {
   }
   register_rounded();
   register_codecs();
-  benchmark::RegisterBenchmark("attend", attention)
-      ->ArgNames({"queries", "context"})
-      ->Args({1, 4096})
-      ->Args({8, 4096})
-      ->Args({8, 32768})
-      ->Args({512, 512})
-      ->Args({512, 4096});
+  for (const char* kv : {"f16", "q8", "q4", "kivi-2bit", "lloyd-2bit"}) {
+    benchmark::RegisterBenchmark(fmt::format("attend/{}", kv).c_str(),
+                                 [kv](auto& state) { attention(state, kv); })
+        ->ArgNames({"queries", "context"})
+        ->Args({1, 4096})
+        ->Args({1, 32768})
+        ->Args({512, 512})
+        ->Args({512, 4096});
+  }
   for (int64_t n : {4096, 5120, 11008}) {
     benchmark::RegisterBenchmark("hadamard/double", hadamard_rows)->Arg(n);
   }
