@@ -15,18 +15,20 @@ constexpr int64_t kRoom = 256;
 
 void use(KvCache& cache) {
   constexpr int64_t kNumbers = kKeyBlock * kShape.d_head;
-  AlignedVector<float> memory(kNumbers), floats(kNumbers);
+  KvScratchMemory memory;
+  AlignedVector<float> floats(kNumbers);
   const LayerKv& layer = cache.layer(0);
   const int64_t coded = layer.coded_before(cache.length() - 1);
   for (int64_t p = 0; p < layer.n_slots(); p += kKeyBlock) {
     const LayerKv::Codes codes(layer, 0);
     const LayerKv::Exact exact(layer, 0);
     const KvBlocks& blocks = p < coded ? static_cast<const KvBlocks&>(codes) : exact;
-    const KvScratch scratch{memory.data()};
-    QUERN_CHECK(
-        std::isfinite(floats_of(blocks.keys(p / kKeyBlock, scratch), kKeyBlock, floats.data())[0]));
-    QUERN_CHECK(std::isfinite(
-        floats_of(blocks.values(p / kKeyBlock, scratch), kKeyBlock, floats.data())[0]));
+    const KvScratch scratch = memory.view(kShape.d_head);
+    const auto is_finite = [&](const KvOperand& operand) {
+      return std::isfinite(floats_of(operand, kNumbers, floats.data())[0]);
+    };
+    QUERN_CHECK(is_finite(blocks.keys(p / kKeyBlock, scratch)));
+    QUERN_CHECK(is_finite(blocks.values(p / kKeyBlock, scratch)));
   }
   const Matrix<float> rows(std::min<int64_t>(70, kRoom - cache.length()), kShape.d_head);
   cache.layer(0).put(cache.length(), rows.view(), rows.view());
