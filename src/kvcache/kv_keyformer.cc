@@ -8,7 +8,7 @@
 #include <cmath>
 
 #include "base/random.h"
-#include "kvcache/kv_policy.h"
+#include "kvcache/kv_scored_policy.h"
 
 namespace quern {
 namespace {
@@ -23,28 +23,15 @@ constexpr spec::ParamSpec kParams[] = {
     kEveryParam,
 };
 
-class KvKeyformer final : public KvPolicy {
+class KvKeyformer final : public KvScoredPolicy {
  public:
   explicit KvKeyformer(const spec::Params& params)
-      : text_(policy_text(params)),
-        budget_(params.integer("budget")),
-        window_(params.integer("window") > 0 ? params.integer("window") : budget_ * 3 / 10),
-        every_(params.integer("every")),
+      : KvScoredPolicy(params, params.integer("budget") * 3 / 10),
         steps_(params.integer("steps")),
         seed_(static_cast<uint64_t>(params.integer("seed"))),
         tau_(params.number("tau")),
         has_noise_(params.word("noise") == "gumbel") {}
 
-  std::string spec() const override { return text_; }
-  int64_t budget() const override { return budget_; }
-  int64_t most_slots() const override { return budget_ + every_; }
-  int64_t next_decision(int64_t position) const override {
-    return (position / every_ + 1) * every_;
-  }
-  bool reads_weights() const override { return true; }
-  Status check_coded() const override {
-    return usage_error("{} drops single positions, and a page of codes cannot lose one", text_);
-  }
   void observe(const KvWeights& w, float* scores) const override {
     std::vector<double> row(static_cast<size_t>(w.n_slots));
     for (int64_t i = 0; i < w.n_q; ++i) {
@@ -67,13 +54,10 @@ class KvKeyformer final : public KvPolicy {
       }
     }
   }
-  void choose(std::span<const float> scores, std::vector<int32_t>& keep) const override {
-    keep_best(scores, budget_, window_, keep);
-  }
 
  private:
   double temperature(int64_t position) const {
-    const int64_t past = std::clamp<int64_t>(position - budget_, 0, steps_);
+    const int64_t past = std::clamp<int64_t>(position - budget(), 0, steps_);
     return 1 + (tau_ - 1) * static_cast<double>(past) / static_cast<double>(steps_);
   }
   uint64_t row_key(int64_t layer, int64_t head, int64_t position) const {
@@ -89,8 +73,7 @@ class KvKeyformer final : public KvPolicy {
     return -std::log((static_cast<double>(splitmix64(key) >> 12) + .5) * 0x1p-52);
   }
 
-  std::string text_;
-  int64_t budget_, window_, every_, steps_;
+  int64_t steps_;
   uint64_t seed_;
   double tau_;
   bool has_noise_;
@@ -107,13 +90,10 @@ const KvPolicyInfo kv_keyformer_policy_info = {
     .name = "keyformer",
     .params = kParams,
     .summary = "the newest tokens and those of a noisy softmax (Keyformer)",
-    .make = [](const spec::Params& params) -> Result<std::unique_ptr<KvPolicy>> {
-      if (params.integer("window") > params.integer("budget")) {
-        return usage_error("keyformer: a window of {} in a budget of {}", params.integer("window"),
-                           params.integer("budget"));
-      }
-      return std::make_unique<KvKeyformer>(params);
-    },
+    .make =
+        [](const spec::Params& params) {
+          return make_scored_policy<KvKeyformer>("keyformer", params);
+        },
     .examples = kExamples,
 };
 
