@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/parallel.h"
+#include "eval/mean.h"
 #include "kernels/kernels.h"
 #include "model/sampler.h"
 
@@ -115,14 +116,6 @@ double divergence(const float* p, double p_norm, const float* q, double q_norm, 
   return sum;
 }
 
-std::pair<double, double> mean_and_stderr(const std::vector<double>& values) {
-  const auto n = static_cast<double>(values.size());
-  double mean = 0, squares = 0;
-  for (const double value : values) mean += value / n;
-  for (const double value : values) squares += (value - mean) * (value - mean);
-  return {mean, n > 1 ? std::sqrt(squares / (n - 1) / n) : 0};
-}
-
 class Scores {
  public:
   // `base` null: no divergence. Rows are positions.
@@ -151,14 +144,18 @@ class Scores {
   EvalResult result(double seconds, int64_t n_fed) {
     EvalResult result;
     result.n_tokens = static_cast<int64_t>(nll_.size());
-    std::tie(result.nll, result.nll_stderr) = mean_and_stderr(nll_);
+    const Mean nll = mean_of(nll_);
+    result.nll = nll.value;
+    result.nll_stderr = nll.stderr_of;
     result.ppl = std::exp(result.nll);
     result.ppl_stderr = result.ppl * result.nll_stderr;
     result.seconds = seconds;
     result.tokens_per_second = seconds > 0 ? static_cast<double>(n_fed) / seconds : 0;
     if (kl_.empty()) return result;
     result.has_base = true;
-    std::tie(result.kl_mean, result.kl_stderr) = mean_and_stderr(kl_);
+    const Mean kl = mean_of(kl_);
+    result.kl_mean = kl.value;
+    result.kl_stderr = kl.stderr_of;
     const auto p99 = kl_.begin() + static_cast<int64_t>(0.99 * static_cast<double>(kl_.size()));
     std::nth_element(kl_.begin(), p99, kl_.end());
     result.kl_p99 = *p99;

@@ -27,17 +27,6 @@ size_t end_of_text(std::string_view context) {
   return end;
 }
 
-TaskMean mean_of(const std::vector<double>& values) {
-  const auto n = static_cast<double>(values.size());
-  TaskMean mean;
-  for (const double value : values) mean.value += value;
-  mean.value /= n;
-  double squares = 0;
-  for (const double value : values) squares += (value - mean.value) * (value - mean.value);
-  if (n > 1) mean.stderr_of = std::sqrt(squares / (n - 1) / n);
-  return mean;
-}
-
 struct Likelihood {
   double log = 0;
   bool is_greedy = true;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "eval/mean.h"
 #include "eval/task_items.h"
 #include "model/model.h"
 
@@ -31,16 +32,11 @@ struct TaskAnswer {
   bool is_right = false, is_right_norm = false;
 };
 
-// A mean over items with its standard error (of a sample).
-struct TaskMean {
-  double value = 0, stderr_of = 0;
-};
-
 struct TaskResult {
   std::vector<TaskAnswer> answers;
-  TaskMean accuracy;
-  TaskMean accuracy_norm;   // kChoices
-  TaskMean log_likelihood;  // kTarget: of targets, so that their perplexity is exp(-value)
+  Mean accuracy;
+  Mean accuracy_norm;   // kChoices
+  Mean log_likelihood;  // kTarget: of targets, so that their perplexity is exp(-value)
   double seconds = 0;
 };
 
@@ -50,7 +46,7 @@ Result<TaskResult> run_task(const Model& model, const Tokenizer& tokenizer, cons
 
 // The same items answered by a base model and another: is the difference more than chance?
 struct PairedAccuracy {
-  TaskMean difference;            // of accuracies, other minus base
+  Mean difference;                // of accuracies, other minus base
   int64_t n_won = 0, n_lost = 0;  // items that only the other, only the base gets right
   double p_value = 1;             // McNemar's exact test, two-sided
 };
