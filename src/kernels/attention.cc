@@ -207,7 +207,7 @@ class SpanOfTile {
   void score(const Visible& segment, int64_t b) {
     const Range block{b * kKeyBlock, (b + 1) * kKeyBlock};
     const KvOperand k = operand(segment.blocks->keys(b, block_), d_ * kKeyBlock);
-    if (k.levels != nullptr) return score_levels(segment, b, *k.levels);
+    if (k.levels != nullptr) return score_levels(segment, b, k);
     for (int64_t i = 0; i < n_; i += kGroup) {
       const int64_t count = std::min(kGroup, n_ - i);
       const auto units = [&](Range seen) {
@@ -245,7 +245,8 @@ class SpanOfTile {
   }
 
   // Queries are rounded once, unless scales of the block go into them.
-  void score_levels(const Visible& segment, int64_t b, const LevelBlock& k) {
+  void score_levels(const Visible& segment, int64_t b, const KvOperand& keys) {
+    const LevelBlock& k = *keys.levels;
     const bool is_once = k.share == LevelBlock::Share::kDown;
     LevelRows queries{};
     if (is_once) {
@@ -260,15 +261,24 @@ class SpanOfTile {
       } else {
         table_.round_level_rows(q_ + first * d_, d_, count, k, rows);
       }
-      table_.level_dot(k, rows, count, score_at(first, b * kKeyBlock), ld_);
+      float* scores = score_at(first, b * kKeyBlock);
+      table_.level_dot(k, rows, count, scores, ld_);
+      if (keys.added != nullptr) {
+        add_correction(*keys.added, q_ + first * d_, d_, count, scores, ld_, table_);
+      }
     });
   }
 
-  void gather_levels(const Visible& segment, int64_t b, const LevelBlock& v) {
+  void gather_levels(const Visible& segment, int64_t b, const KvOperand& values) {
+    const LevelBlock& v = *values.levels;
     for_rows(segment, b, [&](int64_t first, int64_t count) {
       const LevelRows rows = scratch_.rows.view(v, kGroup);
-      table_.round_level_rows(score_at(first, b * kKeyBlock), ld_, count, v, rows);
+      const float* weights = score_at(first, b * kKeyBlock);
+      table_.round_level_rows(weights, ld_, count, v, rows);
       table_.level_dot(v, rows, count, out_ + first * d_, d_);
+      if (values.added != nullptr) {
+        add_correction(*values.added, weights, ld_, count, out_ + first * d_, d_, table_);
+      }
     });
   }
 
@@ -321,7 +331,7 @@ class SpanOfTile {
   void gather(const Visible& segment, int64_t b) {
     const Range block{b * kKeyBlock, std::min((b + 1) * kKeyBlock, a_.n_ctx)};
     const KvOperand v = operand(segment.blocks->values(b, block_), (block.end - block.begin) * d_);
-    if (v.levels != nullptr) return gather_levels(segment, b, *v.levels);
+    if (v.levels != nullptr) return gather_levels(segment, b, v);
     for (int64_t i = 0; i < n_; i += kGroup) {
       const int64_t count = std::min(kGroup, n_ - i);
       const Visible::Group& group = segment.groups[static_cast<size_t>(i / kGroup)];
@@ -436,6 +446,7 @@ const float* floats_of(const KvOperand& operand, int64_t n, float* floats,
   if (operand.floats != nullptr) return operand.floats;
   if (operand.levels != nullptr) {
     level_floats(*operand.levels, floats);
+    if (operand.added != nullptr) correct_floats(*operand.added, floats, table);
     return floats;
   }
   table.f16_to_float(operand.halves, n, floats);

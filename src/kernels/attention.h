@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/block_correction.h"
 #include "kernels/kernels.h"
 #include "tensor/dtype.h"
 #include "tensor/matrix.h"
@@ -31,11 +32,12 @@ inline constexpr int64_t kKeyBlock = 64;
 inline constexpr int64_t kKvSpan = 1024;
 
 // A block of keys [d_head, kKeyBlock] or of values [kKeyBlock, d_head], in the form that its store
-// has: one of these is set.
+// has: one of the first three is set.
 struct KvOperand {
   const float* floats = nullptr;
   const void* halves = nullptr;
   const LevelBlock* levels = nullptr;
+  const BlockCorrection* added = nullptr;  // to levels; or null
 };
 
 // Memory for one block, where its store has to write what is read.
@@ -44,6 +46,9 @@ struct KvScratch {
   uint8_t* levels = nullptr;                    // [kKeyBlock * d_head]
   float *scales = nullptr, *centres = nullptr;  // [kKeyBlock * d_head / 16]
   LevelBlock* block = nullptr;                  // of the three
+  float* added = nullptr;                       // [kKeyBlock * d_head + 32 (kKeyBlock + d_head)]
+  uint16_t* places = nullptr;                   // [kKeyBlock * d_head]
+  BlockCorrection* correction = nullptr;        // of the two
 };
 
 class KvScratchMemory {
@@ -55,14 +60,19 @@ class KvScratchMemory {
       levels_.resize(n);
       scales_.resize(n / 16 + 1);
       centres_.resize(n / 16 + 1);
+      added_.resize(n + static_cast<size_t>(32 * (kKeyBlock + d_head)));
+      places_.resize(n);
     }
-    return {floats_.data(), levels_.data(), scales_.data(), centres_.data(), &block_};
+    return {floats_.data(), levels_.data(), scales_.data(), centres_.data(),
+            &block_,        added_.data(),  places_.data(), &correction_};
   }
 
  private:
-  AlignedVector<float> floats_, scales_, centres_;
+  AlignedVector<float> floats_, scales_, centres_, added_;
   AlignedVector<uint8_t> levels_;
+  AlignedVector<uint16_t> places_;
   LevelBlock block_;
+  BlockCorrection correction_;
 };
 
 // Keys and values of one KV head, block by block: in the store itself or written to scratch.
@@ -73,7 +83,7 @@ class KvBlocks {
   virtual KvOperand values(int64_t block, const KvScratch& scratch) const = 0;
 };
 
-// The n numbers of an operand as floats: its own, or written to `floats`.
+// The n numbers of an operand as floats: its own, or written to `floats`, with what is added.
 const float* floats_of(const KvOperand& operand, int64_t n, float* floats,
                        const KernelTable& table = kernels());
 

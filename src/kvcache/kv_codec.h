@@ -33,6 +33,8 @@ class KvCodec {
   // null, is fetched ahead.
   virtual KvOperand read(KvSide side, int64_t d_head, const std::byte* page, const std::byte* next,
                          const KvScratch& scratch) const = 0;
+  // Whether all that it reads are levels, and nothing is added to them: another may add to them.
+  virtual bool is_bare() const { return true; }
 };
 
 struct KvCodecInfo {

@@ -20,6 +20,7 @@ class KvHalf final : public KvCodec {
                  const std::byte* /*next*/, const KvScratch& /*scratch*/) const override {
     return {.halves = page};
   }
+  bool is_bare() const override { return false; }
 };
 
 constexpr std::string_view kExamples[] = {"f16"};

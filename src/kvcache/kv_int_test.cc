@@ -64,16 +64,6 @@ TEST(KvInt, WhatIsConstantOrEightBitsWideComesBack) {
   EXPECT_EQ(coded(*codec_of("int(8, group=64)"), KvSide::kValues, 64, x), x);
 }
 
-TEST(KvInt, PagesWithoutNumbersAreSafe) {
-  for (const char* text : {"int(2)", "int(3, per=channel)"}) {
-    std::vector<float> x = gaussian_page(64, 2);
-    for (size_t i = 0; i < x.size(); i += 7) {
-      x[i] = i % 2 == 0 ? std::nanf("") : std::numeric_limits<float>::infinity();
-    }
-    for (const KvSide side : kSides) coded(*codec_of(text), side, 64, x);
-  }
-}
-
 // Keys with a few large channels: a scale per channel keeps them apart.
 TEST(KvInt, ChannelsSuitKeysWithLargeChannels) {
   std::vector<float> x = gaussian_page(64, 6);
