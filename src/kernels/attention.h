@@ -46,7 +46,7 @@ struct KvScratch {
   uint8_t* levels = nullptr;                    // [kKeyBlock * d_head]
   float *scales = nullptr, *centres = nullptr;  // [kKeyBlock * d_head / 16]
   LevelBlock* block = nullptr;                  // of the three
-  float* added = nullptr;                       // [kKeyBlock * d_head + 32 (kKeyBlock + d_head)]
+  float* added = nullptr;                       // [2 kKeyBlock d_head + 32 (kKeyBlock + d_head)]
   uint16_t* places = nullptr;                   // [kKeyBlock * d_head]
   BlockCorrection* correction = nullptr;        // of the two
 };
@@ -60,7 +60,7 @@ class KvScratchMemory {
       levels_.resize(n);
       scales_.resize(n / 16 + 1);
       centres_.resize(n / 16 + 1);
-      added_.resize(n + static_cast<size_t>(32 * (kKeyBlock + d_head)));
+      added_.resize(2 * n + static_cast<size_t>(32 * (kKeyBlock + d_head)));
       places_.resize(n);
     }
     return {floats_.data(), levels_.data(), scales_.data(), centres_.data(),

@@ -72,5 +72,6 @@ struct LevelRows {
 
 // The block as floats [rows, cols]: fma(level - zero, scale, centre), or scale times level.
 void level_floats(const LevelBlock& block, float* x);
+float level_float(const LevelBlock& block, int64_t row, int64_t col);
 
 }  // namespace quern

@@ -125,15 +125,16 @@ void level_dot(const LevelBlock& b, const LevelRows& rows, int64_t n, float* y, 
 
 }  // namespace
 
+float level_float(const LevelBlock& b, int64_t row, int64_t col) {
+  const int64_t at =
+      b.share == Share::kDown ? row / b.group * b.cols + col : col / b.group * b.rows + row;
+  const auto level = static_cast<float>(level_at(b, row, col) - b.zero);
+  return b.centres == nullptr ? b.scales[at] * level : std::fma(level, b.scales[at], b.centres[at]);
+}
+
 void level_floats(const LevelBlock& b, float* x) {
   for (int64_t r = 0; r < b.rows; ++r) {
-    for (int64_t j = 0; j < b.cols; ++j) {
-      const int64_t at =
-          b.share == Share::kDown ? r / b.group * b.cols + j : j / b.group * b.rows + r;
-      const auto level = static_cast<float>(level_at(b, r, j) - b.zero);
-      x[r * b.cols + j] = b.centres == nullptr ? b.scales[at] * level
-                                               : std::fma(level, b.scales[at], b.centres[at]);
-    }
+    for (int64_t j = 0; j < b.cols; ++j) x[r * b.cols + j] = level_float(b, r, j);
   }
 }
 

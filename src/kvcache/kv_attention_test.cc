@@ -19,6 +19,7 @@ const char* const kTexts[] = {"q8",
                               "kv(k=int(2, group=64), v=int(2, per=channel))",
                               "kv(k=lloyd(3), v=lloyd(4))",
                               "kv(k=f16, v=lloyd(2))",
+                              "kv(k=int(3), v=int(3), sinks=2)",
                               "kv(k=gear(int(2, per=channel, group=64)), v=gear(int(2, group=64)))",
                               "kv(k=int(4), v=f16, window=100)"};
 

@@ -20,24 +20,26 @@ void put_turned(const T* x, int64_t n, int64_t row, T* block) {
 }  // namespace
 
 LayerKv::LayerKv(KvShape shape, int64_t capacity, std::shared_ptr<const KvRecipe> recipe)
-    : shape_(shape),
+    : shape_(std::move(shape)),
       recipe_(std::move(recipe)),
       exact_(recipe_->exact),
       capacity_(capacity),
-      exact_blocks_(kKeyBlock * row_bytes(), shape.n_kv_heads * 2) {
+      exact_blocks_(kKeyBlock * row_bytes(), shape_.n_kv_heads * 2) {
   QUERN_CHECK(exact_ == DType::kF16 || exact_ == DType::kF32);
-  if (policy() != nullptr) slots_ = KvSlots(*policy(), shape.n_kv_heads);
+  QUERN_CHECK(!recipe_->codes_unturned || shape_.rope != nullptr);
+  if (!recipe_->codes_unturned) shape_.rope = nullptr;
+  if (policy() != nullptr) slots_ = KvSlots(*policy(), shape_.n_kv_heads);
   if (!recipe_->is_coded()) {
     const int64_t most =
         policy() == nullptr ? capacity : std::min(capacity, policy()->most_slots());
     if (policy() == nullptr || most < capacity) exact_blocks_.reserve(ceil_div(most, kKeyBlock));
     return;
   }
-  key_page_ = recipe_->keys->page_bytes(KvSide::kKeys, shape.d_head);
-  page_bytes_ = key_page_ + recipe_->values->page_bytes(KvSide::kValues, shape.d_head);
-  pages_ = KvBlockList(page_bytes_, shape.n_kv_heads);
+  key_page_ = recipe_->keys->page_bytes(KvSide::kKeys, shape_.d_head);
+  page_bytes_ = key_page_ + recipe_->values->page_bytes(KvSide::kValues, shape_.d_head);
+  pages_ = KvBlockList(page_bytes_, shape_.n_kv_heads);
   if (recipe_->rotate) {
-    rotation_ = std::make_shared<const HadamardPlan>(*HadamardPlan::make(shape.d_head));
+    rotation_ = std::make_shared<const HadamardPlan>(*HadamardPlan::make(shape_.d_head));
   }
 }
 
@@ -62,8 +64,18 @@ void LayerKv::put(int64_t position, MatrixView<const float> k, MatrixView<const 
   pages_.resize(coded_slots(length_ - 1) / kKeyBlock);
   const int64_t heads = shape_.n_kv_heads, grain = k.rows < kKeyBlock ? heads : 1;
   parallel_for(heads, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t head = begin; head < end; ++head) put_head(head, slot, k, v);
+  });
+  seal_from(first);
+}
+
+void LayerKv::seal_from(int64_t first) {
+  if (first == pages_.size()) return;
+  if (first == 0 && recipe_->sinks > 0) {
+    sinks_ = std::make_shared<KvSinks>(recipe_->sinks, shape_.n_kv_heads, shape_.d_head);
+  }
+  parallel_for(shape_.n_kv_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head) {
-      put_head(head, slot, k, v);
       for (int64_t block = first; block < pages_.size(); ++block) seal(head, block);
     }
   });
@@ -97,17 +109,29 @@ void LayerKv::put_key(int64_t head, int64_t slot, const float* key) {
   }
 }
 
+// A page as its codec sees it.
+void LayerKv::page_floats(KvSide side, int64_t head, int64_t block, float* x) {
+  const int64_t n = kKeyBlock * shape_.d_head;
+  const Exact exact(*this, head);
+  const KvOperand stored = side == KvSide::kKeys ? exact.keys(block, {}) : exact.values(block, {});
+  const float* floats = floats_of(stored, n, x);
+  if (floats != x) std::copy_n(floats, n, x);
+  KvSinks* sinks = block == 0 ? sinks_.get() : nullptr;
+  if (sinks != nullptr) sinks->keep(side, head, x);
+  if (side == KvSide::kKeys && shape_.rope != nullptr)
+    shape_.rope->apply(block, RopeWay::kTurnBack, x);
+  if (sinks != nullptr) sinks->stand_in(side, x);
+}
+
 void LayerKv::seal(int64_t head, int64_t block) {
   thread_local AlignedVector<float> scratch;
   scratch.resize(static_cast<size_t>(kKeyBlock * shape_.d_head));
-  const Exact exact(*this, head);
   std::byte* codes = pages_.own(block, head);
   const int64_t d = shape_.d_head;
-  const auto floats = [&](const KvOperand& stored) {
-    return floats_of(stored, kKeyBlock * d, scratch.data());
-  };
-  recipe_->keys->encode(KvSide::kKeys, d, floats(exact.keys(block, {})), codes);
-  recipe_->values->encode(KvSide::kValues, d, floats(exact.values(block, {})), codes + key_page_);
+  page_floats(KvSide::kKeys, head, block, scratch.data());
+  recipe_->keys->encode(KvSide::kKeys, d, scratch.data(), codes);
+  page_floats(KvSide::kValues, head, block, scratch.data());
+  recipe_->values->encode(KvSide::kValues, d, scratch.data(), codes + key_page_);
 }
 
 void LayerKv::make_own() {
@@ -129,6 +153,7 @@ void LayerKv::truncate(int64_t length) {
   QUERN_CHECK(can_truncate(length));
   if (length == 0) {
     exact_begin_ = 0;
+    sinks_ = nullptr;
     if (policy() != nullptr) slots_ = KvSlots(*policy(), shape_.n_kv_heads);
   }
   length_ = slot_of(length);
@@ -138,15 +163,23 @@ void LayerKv::truncate(int64_t length) {
 
 KvOperand LayerKv::Codes::keys(int64_t block, const KvScratch& scratch) const {
   const std::byte* next = block + 1 < kv_.pages_.size() ? kv_.page(head_, block + 1) : nullptr;
-  return kv_.recipe_->keys->read(KvSide::kKeys, kv_.shape_.d_head, kv_.page(head_, block), next,
-                                 scratch);
+  const int64_t d = kv_.shape_.d_head;
+  KvOperand keys = kv_.recipe_->keys->read(KvSide::kKeys, d, kv_.page(head_, block), next, scratch);
+  if (kv_.shape_.rope != nullptr) {
+    const float* x = floats_of(keys, kKeyBlock * d, scratch.floats);
+    if (x != scratch.floats) std::copy_n(x, kKeyBlock * d, scratch.floats);
+    kv_.shape_.rope->apply(block, RopeWay::kTurn, scratch.floats);
+    keys = {.floats = scratch.floats};
+  }
+  return kv_.with_sinks(KvSide::kKeys, head_, block, keys, scratch);
 }
 
 KvOperand LayerKv::Codes::values(int64_t block, const KvScratch& scratch) const {
   const int64_t at = kv_.key_page_;
   const std::byte* next = block + 1 < kv_.pages_.size() ? kv_.page(head_, block + 1) + at : nullptr;
-  return kv_.recipe_->values->read(KvSide::kValues, kv_.shape_.d_head, kv_.page(head_, block) + at,
-                                   next, scratch);
+  const KvOperand values = kv_.recipe_->values->read(KvSide::kValues, kv_.shape_.d_head,
+                                                     kv_.page(head_, block) + at, next, scratch);
+  return kv_.with_sinks(KvSide::kValues, head_, block, values, scratch);
 }
 
 StoredBlocks LayerKv::Exact::stored(int64_t block) const {

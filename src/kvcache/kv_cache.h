@@ -18,6 +18,8 @@
 #include "kvcache/kv_blocks.h"
 #include "kvcache/kv_layer_state.h"
 #include "kvcache/kv_recipe.h"
+#include "kvcache/kv_rope.h"
+#include "kvcache/kv_sinks.h"
 #include "kvcache/kv_slots.h"
 #include "tensor/matrix.h"
 
@@ -26,6 +28,7 @@ namespace quern {
 struct KvShape {
   int64_t n_kv_heads = 0;
   int64_t d_head = 0;
+  std::shared_ptr<const KvRope> rope;  // for recipes that code keys before it
 };
 
 // One layer of one sequence.
@@ -44,7 +47,9 @@ class LayerKv {
   void make_own();
   // Allocated, without what is in `seen`, which gains it.
   size_t n_new_bytes(std::set<const void*>& seen) const {
-    return exact_blocks_.n_new_bytes(seen) + pages_.n_new_bytes(seen) + slots_.n_bytes();
+    const bool has_sinks = sinks_ != nullptr && seen.insert(sinks_.get()).second;
+    return exact_blocks_.n_new_bytes(seen) + pages_.n_new_bytes(seen) + slots_.n_bytes() +
+           (has_sinks ? 2 * sinks_->halves().size() : 0);
   }
   // What a query that sees positions [first, last), itself the last of them, reads of all heads.
   int64_t bytes_read(int64_t first, int64_t last) const;
@@ -118,7 +123,14 @@ class LayerKv {
   void move_row(int64_t head, int64_t from, int64_t to);
   void make_room(int64_t slot, int64_t n);
   Status restore_pages(const KvFindTensor& find);
+  // Codes the pages from `first` on, of all heads.
+  void seal_from(int64_t first);
   void seal(int64_t head, int64_t block);
+  void page_floats(KvSide side, int64_t head, int64_t block, float* x);
+  KvOperand with_sinks(KvSide side, int64_t head, int64_t block, const KvOperand& read,
+                       const KvScratch& scratch) const {
+    return block == 0 && sinks_ != nullptr ? sinks_->with(side, head, read, scratch) : read;
+  }
 
   // Positions that stay as they came behind those that are read so, for `truncate`.
   static constexpr int64_t kKept = kKeyBlock;
@@ -137,6 +149,7 @@ class LayerKv {
   // and that of values.
   int64_t key_page_ = 0, page_bytes_ = 0;
   KvBlockList pages_;
+  std::shared_ptr<KvSinks> sinks_;  // of page 0, from when it is coded; shared with forks
 };
 
 class KvCache {

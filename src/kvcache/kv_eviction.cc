@@ -48,11 +48,7 @@ bool LayerKv::evict() {
   slots_.is_open = false;
   slots_.queries = std::vector<float>();
   pages_.resize(coded_slots(length_ - 1) / kKeyBlock);
-  parallel_for(shape_.n_kv_heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t head = begin; head < end; ++head) {
-      for (int64_t block = 0; block < pages_.size(); ++block) seal(head, block);
-    }
-  });
+  seal_from(0);
   return has_evicted;
 }
 

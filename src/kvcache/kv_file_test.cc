@@ -137,7 +137,8 @@ TEST(KvFile, WhatDoesNotFitIsRefused) {
 }
 
 TEST(KvFile, DamagedFilesAreRefusedOrHarmless) {
-  for (const char* text : {"f16", "kivi-2bit", "lloyd-3bit"}) {
+  for (const char* text :
+       {"f16", "kivi-2bit", "lloyd-3bit", "kv(k=gear(int(2)), v=int(2), sinks=2)"}) {
     KvCache cache = empty_cache(text);
     grow(cache, 200);
     const std::string image = saved(cache);

@@ -158,6 +158,10 @@ std::vector<KvStateTensor> LayerKv::state() const {
     }
   }
   tensors.push_back(std::move(pages));
+  if (sinks_ != nullptr) {
+    tensors.push_back(KvStateTensor::of("sinks", DType::kF16, sinks_->halves()));
+    tensors.back().shape = {heads, 2, recipe_->sinks, shape_.d_head};
+  }
   return tensors;
 }
 
@@ -203,6 +207,15 @@ Status LayerKv::restore_pages(const KvFindTensor& find) {
   const int64_t n = coded_slots(length_ - 1) / kKeyBlock, heads = shape_.n_kv_heads;
   QUERN_ASSIGN(const TensorInfo* pages,
                tensor_of(find("pages"), "pages", DType::kU8, {n, heads, page_bytes_}));
+  if (n > 0 && recipe_->sinks > 0) {
+    QUERN_ASSIGN(const TensorInfo* sinks, tensor_of(find("sinks"), "sinks", DType::kF16,
+                                                    {heads, 2, recipe_->sinks, shape_.d_head}));
+    sinks_ = std::make_shared<KvSinks>(recipe_->sinks, heads, shape_.d_head);
+    std::memcpy(sinks_->halves().data(), sinks->bytes, sinks->n_bytes);
+    if (!is_finite(DType::kF16, sinks->bytes, static_cast<int64_t>(sinks->n_bytes / 2))) {
+      return error("sinks with a number that is none");
+    }
+  }
   pages_.resize(n);
   pages_.make_own(0, n);
   const int64_t d = shape_.d_head;

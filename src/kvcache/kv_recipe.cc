@@ -2,6 +2,7 @@
 #include "kvcache/kv_recipe.h"
 
 #include "kernels/hadamard.h"
+#include "kvcache/kv_sinks.h"
 
 namespace quern {
 namespace {
@@ -12,6 +13,8 @@ constexpr spec::ParamSpec kParams[] = {
     {"k", ParamKind::kCall, "none", 0, 0, "", "codec of keys"},
     {"v", ParamKind::kCall, "none", 0, 0, "", "codec of values"},
     {"window", ParamKind::kInt, "0", 0, 1 << 20, "", "newest positions that stay halves"},
+    {"sinks", ParamKind::kInt, "0", 0, kMostKvSinks, "", "first positions that stay halves"},
+    {"rope", ParamKind::kChoice, "stored", 0, 0, "stored|read", "when coded keys are turned"},
     {"rotate", ParamKind::kChoice, "false", 0, 0, "true|false", "heads by a Hadamard matrix"},
     {"evict", ParamKind::kCall, "none", 0, 0, "", "policy of eviction"},
 };
@@ -38,8 +41,9 @@ constexpr KvPreset kPresets[] = {
 
 // A recipe without codecs: what is left of it.
 Result<KvRecipe> uncoded(KvRecipe recipe) {
-  if (recipe.window != 0 || recipe.rotate) {
-    return usage_error("kv: window and rotate are for codecs, and there is no k and no v");
+  if (recipe.window != 0 || recipe.rotate || recipe.sinks != 0 || recipe.codes_unturned) {
+    return usage_error(
+        "kv: window, sinks, rope and rotate are for codecs, and there is no k and no v");
   }
   if (recipe.policy == nullptr) return usage_error("kv: neither codecs nor a policy");
   recipe.text = fmt::format("kv(evict={})", recipe.policy->spec());
@@ -78,6 +82,11 @@ Result<KvRecipe> KvRecipe::parse(std::string_view text) {
   KvRecipe recipe;
   recipe.window = params.integer("window");
   recipe.rotate = params.flag("rotate");
+  recipe.sinks = params.integer("sinks");
+  recipe.codes_unturned = params.word("rope") == "read";
+  if (recipe.codes_unturned && recipe.rotate) {
+    return usage_error("kv: rope=read and rotate=true: what is rotated has been turned before");
+  }
   if (params.call("evict").name != "none") {
     QUERN_ASSIGN(recipe.policy, make_kv_policy(params.call("evict")));
   }
@@ -86,8 +95,14 @@ Result<KvRecipe> KvRecipe::parse(std::string_view text) {
   QUERN_ASSIGN(recipe.values, make_kv_codec(params.call("v")));
   recipe.text = fmt::format("kv({}, {}", recipe.keys->spec(), recipe.values->spec());
   if (recipe.window != 0) recipe.text += fmt::format(", window={}", recipe.window);
+  if (recipe.sinks != 0) recipe.text += fmt::format(", sinks={}", recipe.sinks);
+  if (recipe.codes_unturned) recipe.text += ", rope=read";
   if (recipe.rotate) recipe.text += ", rotate=true";
   if (recipe.policy != nullptr) {
+    if (recipe.sinks != 0 || recipe.codes_unturned) {
+      return usage_error("kv: sinks and rope=read with {}, which moves positions",
+                         recipe.policy->spec());
+    }
     QUERN_TRY(recipe.policy->check_coded());
     recipe.text += fmt::format(", evict={}", recipe.policy->spec());
   }
@@ -100,6 +115,13 @@ double KvRecipe::bits(int64_t d_head) const {
   const int64_t bytes =
       keys->page_bytes(KvSide::kKeys, d_head) + values->page_bytes(KvSide::kValues, d_head);
   return static_cast<double>(bytes) * 8 / static_cast<double>(2 * kKeyBlock * d_head);
+}
+
+double KvRecipe::held_bits(int64_t d_head, int64_t n) const {
+  const auto coded = static_cast<double>(coded_before(n - 1)), all = static_cast<double>(n);
+  const auto kept = static_cast<double>(coded > 0 ? sinks : 0);
+  const auto exact_bits = static_cast<double>(dtype_bits(exact));
+  return (bits(d_head) * coded + exact_bits * (all - coded + kept)) / all;
 }
 
 Status KvRecipe::check(int64_t d_head) const {

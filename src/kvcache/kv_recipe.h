@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // How a cache keeps keys and values: what a user names by `--kv`.
 //
-//   f16 | f32 | name of a preset | kv(k=CODEC, v=CODEC, window=N, rotate=true|false, evict=POLICY)
+//   f16 | f32 | name of a preset
+//   kv(k=CODEC, v=CODEC, window=N, sinks=N, rope=stored|read, rotate=true|false, evict=POLICY)
 //
 // Positions are coded in whole pages, once all of a page lie `window` or more before the newest;
 // until then they are kept as halves. What a query reads depends on its position alone, so that
@@ -25,6 +26,8 @@ struct KvRecipe {
   DType exact = DType::kF16;                    // of positions that are not coded; kF16 or kF32
   std::shared_ptr<const KvCodec> keys, values;  // both null: nothing is coded
   int64_t window = 0;
+  int64_t sinks = 0;            // first positions whose halves stay (kv_sinks.h)
+  bool codes_unturned = false;  // keys are coded before RoPE (kv_rope.h)
   bool rotate = false;  // heads of q, k and v by a Hadamard matrix (QuaRot, arXiv 2404.00456)
   std::shared_ptr<const KvPolicy> policy;  // null: everything stays
 
@@ -33,9 +36,11 @@ struct KvRecipe {
 
   bool is_coded() const { return keys != nullptr; }
   bool is_plain() const { return !is_coded() && policy == nullptr; }
-  // Of a number in heads of d_head dimensions, side information included; the mean of keys and
-  // values.
+  // Of a number in a coded page of heads of d_head dimensions, side information included; the mean
+  // of keys and values.
   double bits(int64_t d_head) const;
+  // The mean over all that is held of n positions, newest ones and sinks included; of codecs only.
+  double held_bits(int64_t d_head, int64_t n) const;
   Status check(int64_t d_head) const;
   // A query at `position` (which sees itself) reads the positions before this one from codes; a
   // multiple of kKeyBlock.

@@ -86,9 +86,23 @@ Status check_context(const ModelDesc& model, int64_t n, const KvRecipe& recipe) 
 Result<KvCache> Model::make_cache(int64_t capacity, const KvRecipe& recipe) const {
   QUERN_TRY(check_context(desc(), capacity, recipe));
   std::vector<KvShape> shapes;
-  for (const LayerDesc& layer : desc().layers) {
-    QUERN_TRY(recipe.check(layer.attention.d_head));
-    shapes.push_back({layer.attention.n_kv_heads, layer.attention.d_head});
+  std::vector<std::pair<RopeDesc, std::shared_ptr<const KvRope>>>
+      ropes;  // of layers that turn alike
+  for (size_t i = 0; i < desc().layers.size(); ++i) {
+    const AttentionDesc& attention = desc().layers[i].attention;
+    QUERN_TRY(recipe.check(attention.d_head));
+    shapes.push_back({attention.n_kv_heads, attention.d_head});
+    if (!recipe.codes_unturned) continue;
+    if (desc().positions != PositionKind::kRope || !parts_.layers[i].online.qk.empty()) {
+      return usage_error("kv: rope=read is for models whose keys are last turned by RoPE");
+    }
+    auto found = std::find_if(ropes.begin(), ropes.end(),
+                              [&](const auto& rope) { return rope.first == attention.rope; });
+    if (found == ropes.end()) {
+      found = ropes.emplace(found, attention.rope,
+                            std::make_shared<const KvRope>(attention.rope, capacity));
+    }
+    shapes.back().rope = found->second;
   }
   return KvCache(shapes, capacity, recipe);
 }

@@ -12,9 +12,16 @@ namespace {
 
 const std::string kTiny = QUERN_SOURCE_DIR "/models/tiny";
 constexpr const char* kRecipes[] = {
-    "f16",       "q8",        "q4",         "quarot-kv4",
-    "kivi-4bit", "kivi-2bit", "lloyd-3bit", "kv(k=int(3, per=channel), v=f16, window=10)",
-    "gear-2bit"};
+    "f16",
+    "q8",
+    "q4",
+    "quarot-kv4",
+    "kivi-4bit",
+    "kivi-2bit",
+    "lloyd-3bit",
+    "kv(k=int(3, per=channel), v=f16, window=10)",
+    "gear-2bit",
+    "kv(k=int(3, per=channel), v=gear(int(3), rank=1), window=20, sinks=2, rope=read)"};
 
 class CodedCache : public ::testing::TestWithParam<const char*> {
  protected:
