@@ -3,6 +3,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -132,6 +134,38 @@ std::string human_seconds(double seconds) {
   return fmt::format("{}:{:02d}", whole / 60, whole % 60);
 }
 
+std::string shell_words(std::span<const std::string> words) {
+  std::string line;
+  for (const std::string& word : words) {
+    if (!line.empty()) line += ' ';
+    const bool is_plain =
+        !word.empty() && std::all_of(word.begin(), word.end(), [](unsigned char c) {
+          return std::isalnum(c) != 0 ||
+                 std::string_view("-_./,=+:@%").find(c) != std::string::npos;
+        });
+    if (is_plain) {
+      line += word;
+      continue;
+    }
+    line += '\'';
+    for (const char c : word) line += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    line += '\'';
+  }
+  return line;
+}
+
+std::string command_line() {
+  std::vector<std::string> words = {"quern"};
+  const auto text = read_file("/proc/self/cmdline", 1 << 20);
+  if (!text) return words[0];
+  for (size_t at = text->find('\0'); at != std::string::npos && at + 1 < text->size();) {
+    const size_t end = std::min(text->find('\0', at + 1), text->size());
+    words.push_back(text->substr(at + 1, end - at - 1));
+    at = end;
+  }
+  return shell_words(words);
+}
+
 Result<std::string> evaluation_text(const std::string& path) {
   if (!path.empty()) return read_file(path);
   std::error_code problem;
@@ -141,23 +175,6 @@ Result<std::string> evaluation_text(const std::string& path) {
     if (std::filesystem::exists(root / place, problem)) return read_file((root / place).string());
   }
   return usage_error("the bundled evaluation text is not beside the program; give --text FILE");
-}
-
-Json to_json(const EvalResult& result) {
-  Json json = {{"ppl", result.ppl},
-               {"nll", result.nll},
-               {"stderr", result.ppl_stderr},
-               {"nll_stderr", result.nll_stderr},
-               {"tokens", result.n_tokens},
-               {"seconds", result.seconds},
-               {"tokens_per_second", result.tokens_per_second}};
-  if (result.has_base) {
-    json["kl_mean"] = result.kl_mean;
-    json["kl_stderr"] = result.kl_stderr;
-    json["kl_p99"] = result.kl_p99;
-    json["top1"] = result.top1;
-  }
-  return json;
 }
 
 }  // namespace quern::cli

@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <span>
 #include <string>
 
 #include "base/status.h"
@@ -63,7 +64,10 @@ class ProgressBar {
 std::string human_bytes(double bytes);      // "3.8 GB"
 std::string human_seconds(double seconds);  // "1:23"
 
-Json to_json(const EvalResult& result);
+// The words as a shell takes them, quoted where they must be; and the line this program was started
+// with.
+std::string shell_words(std::span<const std::string> words);
+std::string command_line();
 
 // The text of a file, or of the bundled evaluation text when `path` is empty.
 Result<std::string> evaluation_text(const std::string& path);

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // compare: one model, several recipes, one table. Compressed models are kept under a folder by the
 // digest of everything that made them, so a second comparison only measures.
+#include <sys/ioctl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <memory>
 
@@ -9,10 +14,14 @@
 #include "base/file.h"
 #include "cli/command.h"
 #include "cli/compress_options.h"
+#include "cli/task_runs.h"
+#include "eval/samples.h"
 #include "eval/speed.h"
 #include "model/generate.h"
 #include "recipe/presets.h"
 #include "recipe/recipe.h"
+#include "report/page.h"
+#include "report/pareto_plot.h"
 
 namespace quern::cli {
 namespace {
@@ -23,20 +32,18 @@ struct CompareOptions {
   EvalOptions eval;
   SpeedOptions speed;
   Activations activations{};
-  bool json = false, csv = false, no_speed = false;
-  int64_t n_predict = 48;
+  TaskRequestOptions tasks;
+  std::vector<std::string> reports;
+  bool json = false, csv = false, markdown = false, plot = false, no_speed = false;
+  int64_t n_predict = 48, n_samples = 0;
+
+  bool is_quiet() const { return json || csv || markdown; }
 };
 
-struct Row {
-  std::string recipe, path;
-  uint64_t bytes = 0;
-  double bpw = 0, linear_bpw = 0;
-  double compress_seconds = 0;  // 0: not known
-  EvalResult eval;
-  SpeedResult speed;
-  double decode_weights_per_second = 0;  // 0: nothing coded, or not timed
-  bool is_best = false;                  // nothing is both smaller and closer to the original
-  std::string sample;
+// A recipe's result on disk and what is known of how it was made.
+struct Compressed {
+  ComparedModel row;
+  std::string path;
 };
 
 std::vector<std::string> split_recipes(const std::string& text) {
@@ -79,21 +86,31 @@ std::string output_folder(const CompareOptions& o, const std::string& canonical)
 }
 
 // A compressed model says nothing of the time it took, so that the same recipe gives the same
-// bytes; it is kept beside the folder.
-std::string seconds_file(const std::string& path) { return path + ".seconds"; }
+// bytes; that, and the errors behind each layer, are kept beside the folder.
+std::string log_file(const std::string& path) { return path + ".json"; }
 
-double read_seconds(const std::string& path) {
-  const auto text = read_file(seconds_file(path), 64);
-  return text ? std::strtod(text->c_str(), nullptr) : 0;
+void read_log(const std::string& path, ComparedModel& row) {
+  const auto log = read_json_file(log_file(path), 1 << 20);
+  if (!log || !log->is_object()) return;
+  row.compress_seconds = json_number_or(*log, "seconds", 0).value_or(0);
+  const auto errors = log->find("output_errors");
+  if (errors == log->end() || !errors->is_array()) return;
+  for (const Json& entry : *errors) {
+    row.output_errors.push_back(entry.is_number() ? entry.get<double>() : -1);
+  }
+}
+
+Status write_log(const std::string& path, const ComparedModel& row) {
+  const Json log = {{"seconds", row.compress_seconds}, {"output_errors", row.output_errors}};
+  return write_file_atomically(log_file(path), log.dump() + "\n");
 }
 
 // The rows' models; the first is the original.
 using Models = std::vector<const Model*>;
 
 Status measure_quality(const CompareOptions& o, const Models& models, std::span<const Token> ids,
-                       ProgressBar& bar, std::vector<Row>& rows) {
+                       ProgressBar& bar, std::vector<ComparedModel>& rows) {
   EvalOptions eval = o.eval;
-  eval.n_ctx = std::min(eval.n_ctx, models[0]->desc().n_context);
   eval.proceed = [&](double done) {
     bar.show(done, fmt::format("evaluate {} models", models.size()));
     return !interrupted();
@@ -104,19 +121,8 @@ Status measure_quality(const CompareOptions& o, const Models& models, std::span<
   return {};
 }
 
-Status measure_one(const CompareOptions& o, const Model& model, const Tokenizer& tokenizer,
-                   Row& row) {
-  row.bytes = model.files().weight_bytes();
-  row.bpw = model.files().bpw();
-  row.linear_bpw = model.files().linear_bpw();
-  if (!o.no_speed) {
-    SpeedOptions speed = o.speed;
-    speed.kv = o.eval.kv;
-    speed.n_prompt = std::min(speed.n_prompt, model.desc().n_context - speed.n_generate);
-    QUERN_ASSIGN(row.speed, measure_speed(model, speed));
-    row.decode_weights_per_second = measure_decoding(model);
-  }
-  if (o.prompt.empty()) return {};
+Status continue_prompt(const CompareOptions& o, const Model& model, const Tokenizer& tokenizer,
+                       ComparedModel& row) {
   std::vector<Token> prompt = tokenizer.tokenize(o.prompt);
   if (model.desc().bos >= 0) prompt.insert(prompt.begin(), model.desc().bos);
   GenerateOptions options;
@@ -131,110 +137,200 @@ Status measure_one(const CompareOptions& o, const Model& model, const Tokenizer&
   return {};
 }
 
-// By size; a row is best when no smaller one diverges as little.
-void rank(std::vector<Row>& rows) {
-  std::stable_sort(rows.begin() + 1, rows.end(),
-                   [](const Row& a, const Row& b) { return a.bytes > b.bytes; });
-  for (Row& row : rows) {
-    row.is_best = std::none_of(rows.begin(), rows.end(), [&](const Row& other) {
-      const bool no_worse = other.bytes <= row.bytes && other.eval.kl_mean <= row.eval.kl_mean;
-      return no_worse && (other.bytes < row.bytes || other.eval.kl_mean < row.eval.kl_mean);
-    });
+Status measure_one(const CompareOptions& o, const Model& model, const Tokenizer& tokenizer,
+                   ComparedModel& row) {
+  row.bytes = model.files().weight_bytes();
+  row.bpw = model.files().bpw();
+  row.linear_bpw = model.files().linear_bpw();
+  row.tensors = tensor_costs(model.files());
+  row.calibration = model.files().packed().calibration;
+  if (!o.no_speed) {
+    SpeedOptions speed = o.speed;
+    speed.kv = o.eval.kv;
+    speed.n_prompt = std::min(speed.n_prompt, model.desc().n_context - speed.n_generate);
+    QUERN_ASSIGN(const SpeedResult result, measure_speed(model, speed));
+    row.prompt_rate = result.prompt.median();
+    row.generated_rate = result.generated.median();
+    row.decode_rate = measure_decoding(model);
   }
+  return o.prompt.empty() ? Status() : continue_prompt(o, model, tokenizer, row);
 }
 
-Json to_json(const Row& row) {
-  Json json = cli::to_json(row.eval);
-  json["recipe"] = row.recipe;
-  json["bytes"] = row.bytes;
-  json["bpw"] = row.bpw;
-  json["linear_bpw"] = row.linear_bpw;
-  if (row.compress_seconds > 0) json["compress_seconds"] = row.compress_seconds;
-  json["prompt_tokens_per_second"] = row.speed.prompt.median();
-  json["generated_tokens_per_second"] = row.speed.generated.median();
-  json["decode_weights_per_second"] = row.decode_weights_per_second;
-  json["pareto"] = row.is_best;
-  if (!row.sample.empty()) json["sample"] = row.sample;
-  return json;
+Status measure_samples(const CompareOptions& o, const Models& models, const Tokenizer& tokenizer,
+                       std::span<const Token> ids, ProgressBar& bar,
+                       std::vector<ComparedModel>& rows) {
+  if (o.n_samples == 0) return {};
+  for (size_t i = 1; i < rows.size(); ++i) {
+    SampleOptions options;
+    options.n_samples = o.n_samples;
+    options.n_predict = o.n_predict;
+    options.kv = o.eval.kv;
+    options.proceed = [&](double done) {
+      bar.show(done, "samples of " + rows[i].recipe);
+      return !interrupted();
+    };
+    QUERN_ASSIGN(const SampleResult result,
+                 compare_samples(*models[i], *models[0], tokenizer, ids, options));
+    for (const Sample& sample : result.samples) {
+      rows[i].samples.push_back({valid_utf8(tokenizer.detokenize(sample.prompt)),
+                                 valid_utf8(tokenizer.detokenize_middle(sample.text)),
+                                 valid_utf8(tokenizer.detokenize_middle(sample.base_text)),
+                                 sample.n_agreed});
+    }
+  }
+  return {};
 }
 
-void print_table(const std::vector<Row>& rows, bool with_speed) {
-  size_t width = 8;
-  for (const Row& row : rows) width = std::max(width, row.recipe.size());
-  fmt::print("  {:{}} {:>7} {:>7} {:>11} {:>9} {:>9} {:>7}{}\n", "recipe", width, "bpw", "linear",
-             "bytes", "ppl", "KL", "top-1",
-             with_speed ? fmt::format(" {:>9} {:>9} {:>9}", "prompt/s", "gen/s", "decode/s") : "");
-  for (const Row& row : rows) {
-    fmt::print("{} {:{}} {:7.3f} {:7.3f} {:11} {:9.3f}", row.is_best ? '*' : ' ', row.recipe, width,
-               row.bpw, row.linear_bpw, row.bytes, row.eval.ppl);
-    if (row.eval.has_base) {
-      fmt::print(" {:9.5f} {:6.2f}%", row.eval.kl_mean, 100 * row.eval.top1);
-    } else {
-      fmt::print(" {:>9} {:>7}", "-", "-");
+Status measure_tasks(const CompareOptions& o, const Models& models, const Tokenizer& tokenizer,
+                     const std::vector<Task>& tasks, ProgressBar& bar,
+                     std::vector<ComparedModel>& rows) {
+  for (const Task& task : tasks) {
+    std::optional<TaskResult> base;  // of the original, with a plain cache
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const std::string label = fmt::format("{}: {}", task.name, rows[i].recipe);
+      const KvRecipe kv = i == 0 ? KvRecipe() : o.eval.kv;
+      QUERN_ASSIGN(TaskResult result,
+                   run_task(*models[i], tokenizer, task, kv, o.tasks.bos, label, bar));
+      rows[i].tasks.push_back(task_json(task, result, base ? &*base : nullptr));
+      if (i == 0) base = std::move(result);
     }
-    if (with_speed) {
-      fmt::print(" {:9.0f} {:9.0f} {:>9}", row.speed.prompt.median(), row.speed.generated.median(),
-                 row.decode_weights_per_second > 0
-                     ? fmt::format("{:.2f} G", row.decode_weights_per_second / 1e9)
-                     : "-");
-    }
-    fmt::print("\n");
   }
-  fmt::print(
-      "bpw: all bytes of the weight files over all parameters; linear: of the layers' matrices;\n"
-      "KL: nats per token to the original with a plain cache; *: nothing smaller is as close to "
-      "the original.\n{}",
-      with_speed ? "decode/s: weights of the coded matrices decoded alone, on all threads.\n" : "");
+  return {};
 }
 
 // The original's text and that of the closest model of at most half its size.
-void print_samples(const CompareOptions& o, const std::vector<Row>& rows) {
-  const Row* closest = nullptr;
-  for (const Row& row : rows) {
+void print_prompts(const CompareOptions& o, const std::vector<ComparedModel>& rows) {
+  const ComparedModel* closest = nullptr;
+  for (const ComparedModel& row : rows) {
     if (2 * row.bytes > rows[0].bytes) continue;
     if (closest == nullptr || row.eval.kl_mean < closest->eval.kl_mean) closest = &row;
   }
-  for (const Row* row : {&rows[0], closest}) {
+  for (const ComparedModel* row : {&rows[0], closest}) {
     if (row != nullptr) fmt::print("\n[{}]\n{}{}\n", row->recipe, o.prompt, row->sample);
   }
 }
 
-void print_csv(const std::vector<Row>& rows) {
-  fmt::print(
-      "recipe,bytes,bpw,linear_bpw,compress_seconds,ppl,stderr,kl_mean,kl_p99,top1,"
-      "prompt_tokens_per_second,generated_tokens_per_second,decode_weights_per_second,pareto\n");
-  for (const Row& row : rows) {
-    fmt::print(
-        "\"{}\",{},{:.6f},{:.6f},{:.1f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.2f},{:.2f},{:.3g},{}"
-        "\n",
-        row.recipe, row.bytes, row.bpw, row.linear_bpw, row.compress_seconds, row.eval.ppl,
-        row.eval.ppl_stderr, row.eval.kl_mean, row.eval.kl_p99,
-        row.eval.has_base ? row.eval.top1 : 1.0, row.speed.prompt.median(),
-        row.speed.generated.median(), row.decode_weights_per_second, row.is_best ? 1 : 0);
+// Columns of the terminal; 80 where there is none.
+int terminal_columns() {
+  winsize size{};
+  if (::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+  const char* columns = std::getenv("COLUMNS");
+  const int n = columns == nullptr ? 0 : std::atoi(columns);
+  return n > 0 ? n : 80;
+}
+
+void print_plot(const std::vector<ComparedModel>& rows) {
+  std::vector<PlotPoint> points;
+  for (size_t i = 1; i < rows.size(); ++i) {
+    points.push_back({rows[i].recipe, static_cast<double>(rows[i].bytes), rows[i].eval.kl_mean,
+                      rows[i].is_best});
   }
+  fmt::print("\n{}", pareto_plot(points, {terminal_columns(), 20}));
+}
+
+using Writer = std::string (*)(const Comparison&);
+
+std::string full_json(const Comparison& comparison) {
+  return to_json(comparison).dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+constexpr std::pair<std::string_view, Writer> kReportForms[] = {
+    {".html", report_page},
+    {".json", full_json},
+    {".csv", to_csv},
+    {".md", to_markdown},
+};
+
+Result<Writer> report_form(const std::string& path) {
+  for (const auto& [suffix, writer] : kReportForms) {
+    if (path.ends_with(suffix)) return writer;
+  }
+  return usage_error("--report {}: expected a name that ends in .html, .json, .csv or .md", path);
+}
+
+// The commands that make and measure a row alone.
+void write_commands(const CompareOptions& o, const std::string& recipe, ComparedModel& row) {
+  const auto number = [](auto value) { return fmt::format("{}", value); };
+  std::vector<std::string> words = {"quern", "eval", row.recipe == "original" ? o.model : "OUT"};
+  if (row.recipe != "original") words.insert(words.end(), {"--base", o.model});
+  if (!o.text.empty()) words.insert(words.end(), {"--text", o.text});
+  words.insert(words.end(), {"--ctx", number(o.eval.n_ctx), "--protocol",
+                             std::string(protocol_name(o.eval.protocol))});
+  if (o.eval.max_windows > 0) {
+    words.insert(words.end(), {"--windows", number(o.eval.max_windows)});
+  }
+  if (!o.eval.kv.is_plain()) words.insert(words.end(), {"--kv", o.eval.kv.text});
+  if (o.activations == Activations::kExact) words.insert(words.end(), {"--activations", "exact"});
+  row.eval_command = shell_words(words);
+  if (row.recipe == "original") return;
+  words = {"quern", "compress", o.model, "-o", "OUT", "--recipe", recipe};
+  if (!row.calibration.empty()) {
+    if (!o.compress.calibration.empty()) {
+      words.insert(words.end(), {"--calibration", o.compress.calibration});
+    }
+    words.insert(words.end(), {"--nsamples", number(o.compress.corpus.n_samples), "--seqlen",
+                               number(o.compress.corpus.length)});
+  }
+  words.insert(words.end(), {"--seed", number(o.compress.seed)});
+  row.compress_command = shell_words(words);
+}
+
+std::string now_text() {
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  ::gmtime_r(&now, &utc);
+  char text[32];
+  std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &utc);
+  return text;
+}
+
+Comparison describe(const CompareOptions& o, const Model& base, std::span<const Token> ids) {
+  Comparison comparison;
+  comparison.created = now_text();
+  comparison.command = command_line();
+  comparison.machine = describe_machine();
+  comparison.prompt = o.prompt;
+  comparison.has_speed = !o.no_speed;
+  const ModelFiles& files = base.files();
+  comparison.model = {{"path", valid_utf8(o.model)},         {"arch", base.desc().arch},
+                      {"layers", base.desc().layers.size()}, {"params", files.n_params()},
+                      {"bytes", files.weight_bytes()},       {"digest", files.digest()}};
+  comparison.evaluation = {
+      {"text", o.text.empty() ? "the bundled evaluation text" : valid_utf8(o.text)},
+      {"text_digest", digest_of({reinterpret_cast<const char*>(ids.data()), ids.size_bytes()})},
+      {"text_tokens", ids.size()},
+      {"protocol", protocol_name(o.eval.protocol)},
+      {"ctx", o.eval.n_ctx},
+      {"kv", o.eval.kv.text},
+      {"activations", o.activations == Activations::kExact ? "exact" : "int8"}};
+  return comparison;
 }
 
 // `corpus` is made when the first recipe needs it and serves all.
-Result<Row> compress_one(const CompareOptions& o, const std::string& text, ProgressBar& bar,
-                         std::optional<Corpus>& corpus) {
+Result<Compressed> compress_one(const CompareOptions& o, const std::string& text, ProgressBar& bar,
+                                std::optional<Corpus>& corpus) {
   QUERN_ASSIGN(const Recipe recipe, Recipe::load(text));
-  Row row;
+  Compressed made;
+  ComparedModel& row = made.row;
   row.recipe = find_recipe_preset(text) != nullptr ? text : recipe.canonical();
-  row.path = output_folder(o, recipe.canonical());
+  made.path = output_folder(o, recipe.canonical());
   std::error_code problem;
-  if (std::filesystem::exists(row.path, problem)) {
-    row.compress_seconds = read_seconds(row.path);
-    return row;
+  if (std::filesystem::exists(made.path, problem)) {
+    read_log(made.path, row);
+    return made;
   }
   std::filesystem::create_directories(o.work, problem);
   if (problem) return error("{}: {}", o.work, problem.message());
   CompressOptions options = o.compress;
   options.model = o.model;
-  options.out = row.path;
+  options.out = made.path;
   options.recipe = text;
   options.observe = [&](const Json& event) {
     if (event["event"] == "progress") {
       bar.show(event["done"], fmt::format("{}  {}", event["what"].get<std::string>(), row.recipe));
+    } else if (event["event"] == "layer" && event["output_error"] >= 0) {
+      row.output_errors.resize(event["layer"].get<size_t>(), -1);  // of a run that went on: unknown
+      row.output_errors.push_back(event["output_error"]);
     }
     return !interrupted();
   };
@@ -248,56 +344,76 @@ Result<Row> compress_one(const CompareOptions& o, const std::string& text, Progr
   if (!result) return tl::unexpected(in_context(result.error(), row.recipe));
   for (const std::string& note : result->notes) bar.note("note  " + note);
   row.compress_seconds = result->seconds;
-  QUERN_TRY(
-      write_file_atomically(seconds_file(row.path), fmt::format("{:.1f}\n", result->seconds)));
-  return row;
+  QUERN_TRY(write_log(made.path, row));
+  return made;
 }
 
-Status run_compare(const CompareOptions& o) {
+Status show(const CompareOptions& o, const Comparison& comparison) {
+  for (const std::string& path : o.reports) {
+    QUERN_ASSIGN(const Writer writer, report_form(path));
+    QUERN_TRY(write_file_atomically(path, writer(comparison)));
+  }
+  if (o.json) {
+    Json list = Json::array();
+    for (const ComparedModel& row : comparison.rows) {
+      list.push_back(to_json(row));
+      list.back()["kv"] = o.eval.kv.text;
+    }
+    fmt::print("{}\n", list.dump(1, ' ', false, Json::error_handler_t::replace));
+  } else if (o.csv) {
+    fmt::print("{}", to_csv(comparison));
+  } else if (o.markdown) {
+    fmt::print("{}", to_markdown(comparison));
+  } else {
+    fmt::print("{}", to_table(comparison));
+    if (o.plot) print_plot(comparison.rows);
+    if (!o.prompt.empty()) print_prompts(o, comparison.rows);
+  }
+  return {};
+}
+
+Status run_compare(CompareOptions o) {
   const std::vector<std::string> recipes = split_recipes(o.recipes);
   for (const std::string& text : recipes) {  // all are checked before any work
     QUERN_TRY(Recipe::load(text));
   }
+  for (const std::string& path : o.reports) QUERN_TRY(report_form(path));
+  QUERN_ASSIGN(const std::vector<Task> tasks, read_tasks(o.tasks));
   QUERN_ASSIGN(const std::string text, evaluation_text(o.text));
   QUERN_ASSIGN(const auto base, Model::open(o.model));
   QUERN_TRY(base->make_cache(1, o.eval.kv));
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o.model));
+  o.eval.n_ctx = std::min(o.eval.n_ctx, base->desc().n_context);
   const std::vector<Token> ids = tokenizer->tokenize(text);
-  ProgressBar bar(o.json || o.csv);
-  std::vector<Row> rows(1);
+  ProgressBar bar(o.is_quiet());
+  Comparison comparison = describe(o, *base, ids);
+  std::vector<ComparedModel>& rows = comparison.rows;
+  rows.resize(1);
   rows[0].recipe = "original";
   std::optional<Corpus> corpus;
-  for (const std::string& recipe : recipes) {
-    QUERN_ASSIGN(Row row, compress_one(o, recipe, bar, corpus));
-    rows.push_back(std::move(row));
-  }
   std::vector<std::unique_ptr<Model>> opened;
   Models models = {base.get()};
+  std::vector<std::string> paths = {o.model};
+  for (const std::string& recipe : recipes) {
+    QUERN_ASSIGN(Compressed made, compress_one(o, recipe, bar, corpus));
+    rows.push_back(std::move(made.row));
+    paths.push_back(std::move(made.path));
+  }
   for (size_t i = 1; i < rows.size(); ++i) {
-    QUERN_ASSIGN(auto model, Model::open(rows[i].path, o.activations));
+    QUERN_ASSIGN(auto model, Model::open(paths[i], o.activations));
     models.push_back(model.get());
     opened.push_back(std::move(model));
   }
   QUERN_TRY(measure_quality(o, models, ids, bar, rows));
   for (size_t i = 0; i < rows.size(); ++i) {
     QUERN_TRY(measure_one(o, *models[i], *tokenizer, rows[i]));
+    write_commands(o, i == 0 ? "" : recipes[i - 1], rows[i]);
   }
+  QUERN_TRY(measure_samples(o, models, *tokenizer, ids, bar, rows));
+  QUERN_TRY(measure_tasks(o, models, *tokenizer, tasks, bar, rows));
   bar.clear();
   rank(rows);
-  if (o.json) {
-    Json list = Json::array();
-    for (const Row& row : rows) {
-      list.push_back(to_json(row));
-      list.back()["kv"] = o.eval.kv.text;
-    }
-    fmt::print("{}\n", list.dump(1, ' ', false, Json::error_handler_t::replace));
-  } else if (o.csv) {
-    print_csv(rows);
-  } else {
-    print_table(rows, !o.no_speed);
-    if (!o.prompt.empty()) print_samples(o, rows);
-  }
-  return {};
+  return show(o, comparison);
 }
 
 }  // namespace
@@ -310,17 +426,29 @@ Action declare_compare(CLI::App& app) {
   add_evaluation(app, o->text, o->eval);
   add_calibration(app, o->compress);
   app.add_option("--work", o->work, "where compressed models are kept");
+  app.add_option("--report", o->reports,
+                 "files to write: .html (a page of charts and tables that needs nothing else), "
+                 ".json, .csv, .md")
+      ->delimiter(',');
+  app.add_flag("--plot", o->plot, "also plot KL against bytes, in characters");
+  app.add_option("--samples", o->n_samples,
+                 "greedy text of so many prompts, cut from the text, in the report")
+      ->check(CLI::Range(0, 1 << 16));
+  add_tasks(app, o->tasks, "also answer zero-shot tasks");
   app.add_option("-p,--prompt", o->prompt, "also continue this text greedily with each model");
   app.add_option("-n,--predict", o->n_predict, "tokens to continue it with");
   app.add_flag("--no-speed", o->no_speed, "do not time the models");
   app.add_flag("--csv", o->csv, "comma-separated output");
+  app.add_flag("--markdown", o->markdown, "output as a page of Markdown");
   add_activations(app, o->activations);
   add_kv(app, o->eval.kv);
   add_threads(app);
   add_json(app, o->json);
   app.footer(
-      "Example:\n"
-      "  quern compare models/tiny --recipes 'rtn(int(8)); rotate(rht) | ldlq(int(4, group=64))'");
+      "Examples:\n"
+      "  quern compare models/tiny --recipes 'rtn(int(8)); rotate(rht) | ldlq(int(4, group=64))'\n"
+      "  quern compare models/tiny --recipes 'quern-4bit; quern-3bit; gptq-4bit' --plot \\\n"
+      "      --report out.html,out.csv --samples 4 --tasks arc_easy.jsonl --limit 200");
   return [o] { return run_compare(*o); };
 }
 

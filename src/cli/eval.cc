@@ -4,8 +4,9 @@
 
 #include "base/file.h"
 #include "cli/command.h"
+#include "cli/task_runs.h"
 #include "eval/samples.h"
-#include "eval/tasks.h"
+#include "report/comparison.h"
 
 namespace quern::cli {
 namespace {
@@ -18,40 +19,6 @@ void print_details(const ModelFiles& files, const EvalResult& result) {
     fmt::print("divergence  {:.5f} +- {:.5f} nats mean, {:.4f} at 99 %, same top token {:.2f} %\n",
                result.kl_mean, result.kl_stderr, result.kl_p99, 100 * result.top1);
   }
-}
-
-struct TaskRequestOptions {
-  std::vector<std::string> files;
-  int64_t limit = 0;
-  std::string answers;
-  bool bos = false;
-};
-
-void add_tasks(CLI::App& app, TaskRequestOptions& o) {
-  app.add_option("--tasks", o.files,
-                 "zero-shot tasks instead of a text: files of one JSON object a line, as "
-                 "docs/evaluation.md says")
-      ->delimiter(',');
-  app.add_option("--limit", o.limit, "items of each task; default: all")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
-  app.add_flag("--bos", o.bos, "put BOS before every context");
-  app.add_option("--answers", o.answers, "write log-likelihoods and picks, one JSON object a line");
-}
-
-Json task_json(const Task& task, const TaskResult& result) {
-  Json json = {{"items", result.answers.size()},
-               {"acc", result.accuracy.value},
-               {"acc_stderr", result.accuracy.stderr_of},
-               {"seconds", result.seconds}};
-  if (task.kind == TaskKind::kChoices) {
-    json["acc_norm"] = result.accuracy_norm.value;
-    json["acc_norm_stderr"] = result.accuracy_norm.stderr_of;
-  }
-  if (task.kind == TaskKind::kTarget) {
-    json["ppl"] = std::exp(-result.log_likelihood.value);
-    json["ppl_stderr"] = std::exp(-result.log_likelihood.value) * result.log_likelihood.stderr_of;
-  }
-  return json;
 }
 
 std::string answer_lines(const Task& task, const TaskResult& result) {
@@ -70,7 +37,7 @@ std::string answer_lines(const Task& task, const TaskResult& result) {
   return lines;
 }
 
-void print_task(const Task& task, const TaskResult& result, const PairedAccuracy* paired) {
+void print_task(const Task& task, const TaskResult& result, const TaskResult* base) {
   fmt::print("{:<24} {:>6} {:>6.2f} +- {:.2f}", task.name, result.answers.size(),
              100 * result.accuracy.value, 100 * result.accuracy.stderr_of);
   if (task.kind == TaskKind::kChoices) {
@@ -80,53 +47,35 @@ void print_task(const Task& task, const TaskResult& result, const PairedAccuracy
     fmt::print("  ppl {:.2f}", std::exp(-result.log_likelihood.value));
   }
   fmt::print("\n");
-  if (paired == nullptr) return;
+  if (base == nullptr) return;
+  const PairedAccuracy paired = compare_paired(*base, result);
   fmt::print("{:<24} {:>+13.2f} +- {:.2f}  {} won, {} lost, p = {:.2g}: {}\n", "  against the base",
-             100 * paired->difference.value, 100 * paired->difference.stderr_of, paired->n_won,
-             paired->n_lost, paired->p_value,
-             paired->p_value < 0.05 ? "a difference" : "no more than chance");
+             100 * paired.difference.value, 100 * paired.difference.stderr_of, paired.n_won,
+             paired.n_lost, paired.p_value,
+             paired.p_value < 0.05 ? "a difference" : "no more than chance");
 }
 
 Status run_tasks(const std::string& path, const Model& model, const Model* base, const KvRecipe& kv,
-                 const TaskRequestOptions& o, bool json) {
+                 const TaskRequestOptions& o, const std::string& answers, bool json) {
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(path));
-  std::vector<Task> tasks;
-  for (const std::string& file : o.files) {
-    QUERN_ASSIGN(Task task, read_task(file, o.limit));
-    tasks.push_back(std::move(task));
-  }
+  QUERN_ASSIGN(const std::vector<Task> tasks, read_tasks(o));
   ProgressBar bar(json);
   Json results = Json::array();
   std::string lines;
   if (!json) fmt::print("{:<24} {:>6} {:>14}  {}\n", "task", "items", "acc, %", "acc_norm, %");
   for (const Task& task : tasks) {
-    const auto run = [&](const Model& of, const KvRecipe& cache) {
-      TaskOptions options{o.bos, cache, [&](double done) {
-                            bar.show(done, task.name);
-                            return !interrupted();
-                          }};
-      return run_task(of, *tokenizer, task, options);
-    };
-    QUERN_ASSIGN(const TaskResult result, run(model, kv));
-    Json entry = task_json(task, result);
-    entry["task"] = task.name;
-    std::optional<PairedAccuracy> paired;
+    QUERN_ASSIGN(const TaskResult result,
+                 run_task(model, *tokenizer, task, kv, o.bos, task.name, bar));
+    std::optional<TaskResult> before;
     if (base != nullptr) {
-      QUERN_ASSIGN(const TaskResult before, run(*base, {}));
-      paired = compare_paired(before, result);
-      entry["base"] = task_json(task, before);
-      entry["acc_difference"] = paired->difference.value;
-      entry["acc_difference_stderr"] = paired->difference.stderr_of;
-      entry["won"] = paired->n_won;
-      entry["lost"] = paired->n_lost;
-      entry["p_value"] = paired->p_value;
+      QUERN_ASSIGN(before, run_task(*base, *tokenizer, task, {}, o.bos, task.name, bar));
     }
     bar.clear();
-    if (!json) print_task(task, result, paired ? &*paired : nullptr);
-    results.push_back(std::move(entry));
+    results.push_back(task_json(task, result, before ? &*before : nullptr));
+    if (!json) print_task(task, result, before ? &*before : nullptr);
     lines += answer_lines(task, result);
   }
-  if (!o.answers.empty()) QUERN_TRY(write_file_atomically(o.answers, lines));
+  if (!answers.empty()) QUERN_TRY(write_file_atomically(answers, lines));
   if (json) fmt::print("{}\n", Json{{"tasks", results}}.dump());
   return {};
 }
@@ -176,6 +125,7 @@ struct EvalCommand {
   std::string model, base, text;
   EvalOptions eval;
   TaskRequestOptions tasks;
+  std::string answers;
   int64_t n_samples = 0;
   Activations activations{};
   bool json = false;
@@ -198,7 +148,7 @@ Status run_text(const EvalCommand& o, const Model& model, const Model* base,
   bar.clear();
   const ModelFiles& files = model.files();
   if (o.json) {
-    Json json = cli::to_json(result);
+    Json json = quern::to_json(result);
     json["bytes"] = files.weight_bytes();
     json["bpw"] = files.bpw();
     json["linear_bpw"] = files.linear_bpw();
@@ -223,7 +173,7 @@ Status run_eval(const EvalCommand& o) {
     QUERN_ASSIGN(base, Model::open(o.base));
   }
   if (!o.tasks.files.empty())
-    return run_tasks(o.model, *model, base.get(), o.eval.kv, o.tasks, o.json);
+    return run_tasks(o.model, *model, base.get(), o.eval.kv, o.tasks, o.answers, o.json);
   QUERN_ASSIGN(const std::string text, evaluation_text(o.text));
   if (o.n_samples == 0) return run_text(o, *model, base.get(), text);
   if (base == nullptr) return usage_error("--samples needs --base, the model to compare with");
@@ -240,7 +190,9 @@ Action declare_eval(CLI::App& app) {
   add_model(app, o->model);
   app.add_option("--base", o->base, "model to measure the divergence from");
   add_evaluation(app, o->text, o->eval);
-  add_tasks(app, o->tasks);
+  add_tasks(app, o->tasks, "zero-shot tasks instead of a text");
+  app.add_option("--answers", o->answers,
+                 "of tasks: write log-likelihoods and picks, one JSON object a line");
   app.add_option("--samples", o->n_samples,
                  "greedy text of so many prompts beside that of the base")
       ->check(CLI::Range(1, 1 << 16));

@@ -1,49 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <map>
 #include <memory>
 
 #include "cli/command.h"
 #include "eval/inputs.h"
+#include "report/tensor_costs.h"
 
 namespace quern::cli {
 namespace {
-
-struct Row {
-  std::string name, kind, act;
-  int64_t n_weights = 0;
-  uint64_t bytes = 0;
-  double error = -1;
-};
-
-// Every stored tensor belongs to exactly one row, so that the rows add up to the file.
-std::vector<Row> rows_of(const ModelFiles& files) {
-  std::map<std::string, Row> rows;
-  for (const TensorInfo& tensor : files.store().checkpoint().tensors()) {
-    std::string weight = tensor.name;
-    const size_t dot = tensor.name.rfind('.');
-    if (dot != std::string::npos && files.packed().tensors.contains(tensor.name.substr(0, dot))) {
-      weight = tensor.name.substr(0, dot);
-    }
-    Row& row = rows[weight];
-    row.name = weight;
-    row.bytes += tensor.n_bytes;
-    if (const auto packed = files.packed().tensors.find(weight);
-        packed != files.packed().tensors.end()) {
-      row.kind = packed->second.codec->spec();
-      if (packed->second.act != nullptr) row.act = packed->second.act->spec();
-      row.n_weights = packed->second.n_out * packed->second.n_in;
-      row.error = packed->second.error;
-    } else {
-      row.kind = dtype_name(tensor.dtype);
-      row.n_weights = element_count(tensor.shape).value_or(0);
-    }
-  }
-  std::vector<Row> list;
-  list.reserve(rows.size());
-  for (auto& [name, row] : rows) list.push_back(std::move(row));
-  return list;
-}
 
 // The size of the weights where coded matrices are in the form the runtime reads them in. Makes
 // each form and drops it.
@@ -61,7 +25,7 @@ Result<uint64_t> runtime_bytes(const ModelFiles& files) {
   return bytes;
 }
 
-void print_rows(const ModelFiles& files, const std::vector<Row>& rows, uint64_t in_memory) {
+void print_rows(const ModelFiles& files, const std::vector<TensorCost>& rows, uint64_t in_memory) {
   const Packed& packed = files.packed();
   if (!packed.empty()) {
     fmt::print("recipe       {}\n", packed.recipe);
@@ -72,17 +36,14 @@ void print_rows(const ModelFiles& files, const std::vector<Row>& rows, uint64_t 
     fmt::print("written by   quern {}\n", packed.quern_version);
   }
   const bool has_act =
-      std::any_of(rows.begin(), rows.end(), [](const Row& row) { return !row.act.empty(); });
+      std::any_of(rows.begin(), rows.end(), [](const TensorCost& row) { return !row.act.empty(); });
   fmt::print("{:56} {:>28} {:>12} {:>8} {:>10}{}\n", "tensor", "kind", "bytes", "bpw", "error",
              has_act ? "  inputs" : "");
   uint64_t total = 0;
-  for (const Row& row : rows) {
-    const double bpw = row.n_weights > 0 ? 8.0 * static_cast<double>(row.bytes) /
-                                               static_cast<double>(row.n_weights)
-                                         : 0;
-    fmt::print("{:56} {:>28} {:>12} {:>8.3f} {:>10}{}{}\n", row.name, row.kind, row.bytes, bpw,
-               row.error >= 0 ? fmt::format("{:.3e}", row.error) : "", row.act.empty() ? "" : "  ",
-               row.act);
+  for (const TensorCost& row : rows) {
+    fmt::print("{:56} {:>28} {:>12} {:>8.3f} {:>10}{}{}\n", row.name, row.kind, row.bytes,
+               row.bpw(), row.error >= 0 ? fmt::format("{:.3e}", row.error) : "",
+               row.act.empty() ? "" : "  ", row.act);
     total += row.bytes;
   }
   fmt::print("{:56} {:>28} {:>12}\n", "headers", "", files.weight_bytes() - total);
@@ -194,7 +155,7 @@ Action declare_inspect(CLI::App& app) {
   return [o]() -> Status {
     if (o->with_inputs) return inspect_inputs(o->model, o->inputs, o->json);
     QUERN_ASSIGN(const auto files, ModelFiles::open(o->model));
-    const std::vector<Row> rows = rows_of(*files);
+    const std::vector<TensorCost> rows = tensor_costs(*files);
     QUERN_ASSIGN(const uint64_t in_memory, runtime_bytes(*files));
     if (!o->json) {
       const ModelDesc& model = files->desc();
@@ -209,7 +170,7 @@ Action declare_inspect(CLI::App& app) {
       return {};
     }
     Json list = Json::array();
-    for (const Row& row : rows) {
+    for (const TensorCost& row : rows) {
       Json item = {
           {"name", row.name}, {"kind", row.kind}, {"weights", row.n_weights}, {"bytes", row.bytes}};
       if (row.error >= 0) item["error"] = row.error;

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+# Writes OUT, a C++ string literal: PAGE.html with PAGE.css, PAGE.js and CHART_JS in the places that it names. @DATA@ stays.
+cmake_minimum_required(VERSION 3.25)
+foreach(part html css js)
+  file(READ "${PAGE}.${part}" text_${part})
+endforeach()
+file(READ "${CHART_JS}" text_chart)
+if(text_chart MATCHES "</script")
+  message(FATAL_ERROR "${CHART_JS} would end the element it is put in")
+endif()
+# string(REPLACE) takes its texts as they are.
+string(REPLACE "@PAGE_CSS@" "${text_css}" page "${text_html}")
+string(REPLACE "@PAGE_JS@" "${text_js}" page "${page}")
+string(REPLACE "@CHART_JS@" "${text_chart}" page "${page}")
+file(WRITE "${OUT}" "")
+string(LENGTH "${page}" length)
+set(piece 16000)
+set(at 0)
+while(at LESS length)
+  string(SUBSTRING "${page}" ${at} ${piece} part)
+  file(APPEND "${OUT}" "R\"page(${part})page\"\n")
+  math(EXPR at "${at} + ${piece}")
+endwhile()
