@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstdint>
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -28,6 +29,7 @@ struct Ran {
   int code = -1;   // exit code; -1 when a signal ended it
   int signal = 0;  // that signal
   double seconds = 0;
+  int64_t peak_bytes = 0;  // resident
   std::string out, err;
 };
 
@@ -100,7 +102,9 @@ class Child {
       }
     }
     int status = 0;
-    ::waitpid(pid_, &status, 0);
+    rusage usage{};
+    ::wait4(pid_, &status, 0, &usage);
+    ran.peak_bytes = int64_t{usage.ru_maxrss} << 10;
     pid_ = 0;
     ran.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
     if (WIFEXITED(status)) ran.code = WEXITSTATUS(status);

@@ -24,6 +24,9 @@ constexpr ProtocolRow kProtocols[] = {
     {Protocol::kSecondHalf, "second_half"},
 };
 
+// Positions that pass through the layers together. More would be no faster; the result is the same
+// however a window is cut, and what lies between the layers stays small.
+constexpr int64_t kRun = 512;
 constexpr int64_t kLogitFloats = 4 << 20;  // logits held at once, per model
 
 using Clock = std::chrono::steady_clock;
@@ -83,7 +86,13 @@ class WindowRun {
     if (hidden_.rows() != n) hidden_ = Matrix<float>(n, model_.desc().d_model);
     const auto start = Clock::now();
     QUERN_ASSIGN(KvCache cache, model_.make_cache(n, kv_));
-    QUERN_TRY(model_.forward(cache, window.input, hidden_.view()));
+    const std::span<const Token> input = window.input;
+    for (int64_t first = 0; first < n; first += kRun) {
+      const int64_t count = std::min(kRun, n - first);
+      QUERN_TRY(model_.forward(
+          cache, input.subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
+          hidden_.view().row_range(first, count)));
+    }
     seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
     return {};
   }

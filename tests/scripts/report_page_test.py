@@ -30,7 +30,7 @@ class ReportPage(unittest.TestCase):
         cls.scratch = tempfile.TemporaryDirectory()
         cls.addClassCleanup(cls.scratch.cleanup)
         folder = pathlib.Path(cls.scratch.name)
-        (folder / "blank.html").write_text("<!DOCTYPE html>", encoding="utf-8")
+        (folder / "blank.html").write_text("<!DOCTYPE html><html data-ready=yes>", encoding="utf-8")
         view(folder / "blank.html")  # skips all where there is no browser
         model = folder / HOSTILE
         shutil.copytree(ROOT / "models" / "tiny", model)
