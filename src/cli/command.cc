@@ -177,4 +177,20 @@ Result<std::string> evaluation_text(const std::string& path) {
   return usage_error("the bundled evaluation text is not beside the program; give --text FILE");
 }
 
+std::vector<std::string> split_texts(const std::string& text) {
+  std::vector<std::string> texts;
+  size_t at = 0;
+  while (at <= text.size()) {
+    const size_t end = std::min(text.find(';', at), text.size());
+    std::string part = text.substr(at, end - at);
+    const size_t first = part.find_first_not_of(" \t\n");
+    if (first != std::string::npos) {
+      part.erase(part.find_last_not_of(" \t\n") + 1);
+      texts.push_back(part.substr(first));
+    }
+    at = end + 1;
+  }
+  return texts;
+}
+
 }  // namespace quern::cli

@@ -7,6 +7,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/status.h"
 #include "eval/evaluate.h"
@@ -30,6 +31,7 @@ Action declare_inspect(CLI::App& app);
 Action declare_run(CLI::App& app);
 Action declare_list(CLI::App& app);
 Action declare_bench(CLI::App& app);
+Action declare_calibrate_kv(CLI::App& app);
 
 // Options that several commands share.
 void add_model(CLI::App& app, std::string& model);              // positional or -m
@@ -68,6 +70,9 @@ std::string human_seconds(double seconds);  // "1:23"
 // with.
 std::string shell_words(std::span<const std::string> words);
 std::string command_line();
+
+// Texts between semicolons, without what is empty.
+std::vector<std::string> split_texts(const std::string& text);
 
 // The text of a file, or of the bundled evaluation text when `path` is empty.
 Result<std::string> evaluation_text(const std::string& path);

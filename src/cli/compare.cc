@@ -46,22 +46,6 @@ struct Compressed {
   std::string path;
 };
 
-std::vector<std::string> split_recipes(const std::string& text) {
-  std::vector<std::string> recipes;
-  size_t at = 0;
-  while (at <= text.size()) {
-    const size_t end = std::min(text.find(';', at), text.size());
-    std::string recipe = text.substr(at, end - at);
-    const size_t first = recipe.find_first_not_of(" \t\n");
-    if (first != std::string::npos) {
-      recipe.erase(recipe.find_last_not_of(" \t\n") + 1);
-      recipes.push_back(recipe.substr(first));
-    }
-    at = end + 1;
-  }
-  return recipes;
-}
-
 std::string default_work_folder() {
   if (const char* cache = std::getenv("XDG_CACHE_HOME")) return std::string(cache) + "/quern";
   if (const char* home = std::getenv("HOME")) return std::string(home) + "/.cache/quern";
@@ -373,7 +357,7 @@ Status show(const CompareOptions& o, const Comparison& comparison) {
 }
 
 Status run_compare(CompareOptions o) {
-  const std::vector<std::string> recipes = split_recipes(o.recipes);
+  const std::vector<std::string> recipes = split_texts(o.recipes);
   for (const std::string& text : recipes) {  // all are checked before any work
     QUERN_TRY(Recipe::load(text));
   }

@@ -16,6 +16,7 @@ constexpr Command kCommands[] = {
     {"inspect", "what a model is made of, byte by byte", declare_inspect},
     {"run", "generate text", declare_run},
     {"bench", "prompt and generation speed", declare_bench},
+    {"calibrate-kv", "fit caches of keys and values to a model", declare_calibrate_kv},
     {"list", "codecs, transforms, solvers, architectures", declare_list},
 };
 

@@ -129,9 +129,9 @@ void LayerKv::seal(int64_t head, int64_t block) {
   std::byte* codes = pages_.own(block, head);
   const int64_t d = shape_.d_head;
   page_floats(KvSide::kKeys, head, block, scratch.data());
-  recipe_->keys->encode(KvSide::kKeys, d, scratch.data(), codes);
+  key_codec(head).encode(KvSide::kKeys, d, scratch.data(), codes);
   page_floats(KvSide::kValues, head, block, scratch.data());
-  recipe_->values->encode(KvSide::kValues, d, scratch.data(), codes + key_page_);
+  value_codec(head).encode(KvSide::kValues, d, scratch.data(), codes + key_page_);
 }
 
 void LayerKv::make_own() {
@@ -164,7 +164,8 @@ void LayerKv::truncate(int64_t length) {
 KvOperand LayerKv::Codes::keys(int64_t block, const KvScratch& scratch) const {
   const std::byte* next = block + 1 < kv_.pages_.size() ? kv_.page(head_, block + 1) : nullptr;
   const int64_t d = kv_.shape_.d_head;
-  KvOperand keys = kv_.recipe_->keys->read(KvSide::kKeys, d, kv_.page(head_, block), next, scratch);
+  KvOperand keys =
+      kv_.key_codec(head_).read(KvSide::kKeys, d, kv_.page(head_, block), next, scratch);
   if (kv_.shape_.rope != nullptr) {
     const float* x = floats_of(keys, kKeyBlock * d, scratch.floats);
     if (x != scratch.floats) std::copy_n(x, kKeyBlock * d, scratch.floats);
@@ -177,8 +178,8 @@ KvOperand LayerKv::Codes::keys(int64_t block, const KvScratch& scratch) const {
 KvOperand LayerKv::Codes::values(int64_t block, const KvScratch& scratch) const {
   const int64_t at = kv_.key_page_;
   const std::byte* next = block + 1 < kv_.pages_.size() ? kv_.page(head_, block + 1) + at : nullptr;
-  const KvOperand values = kv_.recipe_->values->read(KvSide::kValues, kv_.shape_.d_head,
-                                                     kv_.page(head_, block) + at, next, scratch);
+  const KvOperand values = kv_.value_codec(head_).read(KvSide::kValues, kv_.shape_.d_head,
+                                                       kv_.page(head_, block) + at, next, scratch);
   return kv_.with_sinks(KvSide::kValues, head_, block, values, scratch);
 }
 

@@ -29,6 +29,8 @@ struct KvShape {
   int64_t n_kv_heads = 0;
   int64_t d_head = 0;
   std::shared_ptr<const KvRope> rope;  // for recipes that code keys before it
+  // Codecs with tables, by head; empty: the recipe's own.
+  std::vector<std::shared_ptr<const KvCodec>> keys, values;
 };
 
 // One layer of one sequence.
@@ -106,6 +108,12 @@ class LayerKv {
 
  private:
   const std::byte* page(int64_t head, int64_t block) const { return pages_.at(block, head); }
+  const KvCodec& key_codec(int64_t head) const {
+    return shape_.keys.empty() ? *recipe_->keys : *shape_.keys[static_cast<size_t>(head)];
+  }
+  const KvCodec& value_codec(int64_t head) const {
+    return shape_.values.empty() ? *recipe_->values : *shape_.values[static_cast<size_t>(head)];
+  }
   int64_t row_bytes() const { return shape_.d_head * dtype_bits(exact_) / 8; }
   // Parts of a block of exact_blocks_.
   static int64_t key_part(int64_t head) { return 2 * head; }

@@ -11,15 +11,29 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/status.h"
 #include "kernels/attention.h"
 #include "spec/params.h"
+#include "tensor/view.h"
 
 namespace quern {
 
 // A page as numbers: keys turned [d_head, kKeyBlock], values [kKeyBlock, d_head].
 enum class KvSide : uint8_t { kKeys, kValues };
+
+// Numbers that a codec needs beside its text, fitted to keys or values of one layer: of calibration
+// text, once for a model (kv_tables.h).
+enum class KvTables : uint8_t { kNone, kOfModel };
+
+// What tables are fitted to.
+struct KvFitRows {
+  KvSide side = KvSide::kKeys;
+  int64_t n_heads = 0, d_head = 0;
+  MatrixView<const float> x;  // [n, n_heads * d_head] of positions in a row, as they are coded
+  std::span<const double> weights;  // [n_heads * d_head]: what a squared error counts
+};
 
 class KvCodec {
  public:
@@ -33,6 +47,18 @@ class KvCodec {
   // null, is fetched ahead.
   virtual KvOperand read(KvSide side, int64_t d_head, const std::byte* page, const std::byte* next,
                          const KvScratch& scratch) const = 0;
+
+  virtual KvTables tables() const { return KvTables::kNone; }
+  virtual Result<std::vector<float>> fit(const KvFitRows& /*rows*/) const {
+    return std::vector<float>();
+  }
+  // The codec of one head of a layer, with tables of `fit` or of a file. One that has tables codes
+  // nothing without.
+  virtual Result<std::shared_ptr<const KvCodec>> with_tables(const KvFitRows& layer, int64_t head,
+                                                             std::span<const float> tables) const {
+    static_cast<void>(layer), static_cast<void>(head), static_cast<void>(tables);
+    return error("kv: {} has no tables", spec());
+  }
   // Whether all that it reads are levels, and nothing is added to them: another may add to them.
   virtual bool is_bare() const { return true; }
 };

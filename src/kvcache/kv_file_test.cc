@@ -9,6 +9,7 @@
 
 #include "base/file.h"
 #include "base/random.h"
+#include "kvcache/kv_testing.h"
 #include "scratch.h"
 
 namespace quern {
@@ -17,7 +18,12 @@ namespace {
 const std::vector<KvShape> kShapes = {{2, 32}, {1, 64}};
 constexpr int64_t kRoom = 400;
 
-KvCache empty_cache(std::string_view text) { return {kShapes, kRoom, *KvRecipe::parse(text)}; }
+KvCache empty_cache(std::string_view text) {
+  const KvRecipe recipe = *KvRecipe::parse(text);
+  std::vector<KvShape> shapes;
+  for (const KvShape& shape : kShapes) shapes.push_back(ready_shape(shape, kRoom, recipe));
+  return {shapes, kRoom, recipe};
+}
 
 // The same rows for a position, whatever came before.
 void grow(KvCache& cache, int64_t length) {

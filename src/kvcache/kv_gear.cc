@@ -28,8 +28,8 @@ constexpr spec::ParamSpec kParams[] = {
 
 class KvGear final : public KvCodec {
  public:
-  KvGear(const spec::Params& params, std::unique_ptr<KvCodec> codec)
-      : spec_(print(params.canonical())),
+  KvGear(const spec::Params& params, std::string text, std::unique_ptr<KvCodec> codec)
+      : spec_(std::move(text)),
         codec_(std::move(codec)),
         rank_(params.integer("rank")),
         percent_(params.number("outliers")) {}
@@ -129,7 +129,8 @@ const KvCodecInfo kv_gear_codec_info = {
       if (!codec->is_bare()) {
         return usage_error("kv: gear({}): expected a codec of nothing but levels", codec->spec());
       }
-      return std::make_unique<KvGear>(params, std::move(codec));
+      QUERN_ASSIGN(std::string text, params.text_around(codec->spec()));
+      return std::make_unique<KvGear>(params, std::move(text), std::move(codec));
     },
     .examples = kExamples,
 };

@@ -231,8 +231,8 @@ Status LayerKv::restore_pages(const KvFindTensor& find) {
       const std::byte* from = pages->bytes + (block * heads + head) * page_bytes_;
       std::byte* page = pages_.own(block, head);
       std::memcpy(page, from, static_cast<size_t>(page_bytes_));
-      if (!is_sound(*recipe_->keys, KvSide::kKeys, page) ||
-          !is_sound(*recipe_->values, KvSide::kValues, page + key_page_)) {
+      if (!is_sound(key_codec(head), KvSide::kKeys, page) ||
+          !is_sound(value_codec(head), KvSide::kValues, page + key_page_)) {
         return error("a page with a number that is none");
       }
     }

@@ -27,6 +27,10 @@ constexpr KvPreset kPresets[] = {
      "QuaRot's cache"},
     {"kivi-4bit", "kv(k=int(4, per=channel), v=int(4), window=64)", "KIVI at 4 bits"},
     {"kivi-2bit", "kv(k=int(2, per=channel), v=int(2), window=64)", "KIVI at 2 bits"},
+    {"kvquant-4bit", "kv(k=nuq(4), v=nuq(4), sinks=1, rope=read)", "KVQuant at 4 bits"},
+    {"kvquant-3bit", "kv(k=nuq(3), v=nuq(3), sinks=1, rope=read)", "KVQuant at 3 bits"},
+    {"kvquant-2bit", "kv(k=nuq(2, qnorm=true), v=nuq(2, qnorm=true), sinks=1, rope=read)",
+     "KVQuant at 2 bits"},
     {"gear-4bit", "kv(k=gear(int(4, per=channel, group=64)), v=gear(int(4, group=256)))",
      "GEAR at 4 bits"},
     {"gear-2bit", "kv(k=gear(int(2, per=channel, group=64)), v=gear(int(2, group=64)))",
@@ -93,6 +97,13 @@ Result<KvRecipe> KvRecipe::parse(std::string_view text) {
   if (!has_keys) return uncoded(std::move(recipe));
   QUERN_ASSIGN(recipe.keys, make_kv_codec(params.call("k")));
   QUERN_ASSIGN(recipe.values, make_kv_codec(params.call("v")));
+  if (recipe.has_tables() && recipe.rotate) {
+    return usage_error("kv: {} and {}: tables are of heads that are not rotated",
+                       recipe.keys->spec(), recipe.values->spec());
+  }
+  if (recipe.keys->tables() == KvTables::kOfModel && !recipe.codes_unturned) {
+    return usage_error("kv: tables of {} are of keys before RoPE: rope=read", recipe.keys->spec());
+  }
   recipe.text = fmt::format("kv({}, {}", recipe.keys->spec(), recipe.values->spec());
   if (recipe.window != 0) recipe.text += fmt::format(", window={}", recipe.window);
   if (recipe.sinks != 0) recipe.text += fmt::format(", sinks={}", recipe.sinks);

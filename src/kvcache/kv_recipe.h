@@ -42,6 +42,10 @@ struct KvRecipe {
   // The mean over all that is held of n positions, newest ones and sinks included; of codecs only.
   double held_bits(int64_t d_head, int64_t n) const;
   Status check(int64_t d_head) const;
+  bool has_tables() const {
+    return is_coded() &&
+           (keys->tables() == KvTables::kOfModel || values->tables() == KvTables::kOfModel);
+  }
   // A query at `position` (which sees itself) reads the positions before this one from codes; a
   // multiple of kKeyBlock.
   int64_t coded_before(int64_t position) const {

@@ -137,6 +137,23 @@ class LayerRun {
     return tap_ == nullptr || tap_->input(role, expert, x);
   }
 
+  bool show_heads(MatrixView<const float> q, MatrixView<const float> k, MatrixView<const float> v) {
+    const AttentionDesc& a = desc_.attention;
+    if (a.qk_norm.kind == NormKind::kNone) return tap_->heads(q, k, v);
+    ScratchMatrix normed_q(q.rows, q.cols), normed_k(k.rows, k.cols);
+    const auto norm = [&](MatrixView<const float> from, const NormWeight& weight,
+                          MatrixView<float> to) {
+      for_rows(to, [&](int64_t i) {
+        for (int64_t c = 0; c < to.cols; c += a.d_head) {
+          norm_row(a.qk_norm, weight, from.row(i) + c, a.d_head, to.row(i) + c);
+        }
+      });
+    };
+    norm(q, weights_.q_norm, normed_q.view());
+    norm(k, weights_.k_norm, normed_k.view());
+    return tap_->heads(normed_q.view(), normed_k.view(), v);
+  }
+
   // Operators between rows and the products that read them: left to these, but where a tap looks.
   OnlineChain before_products(const Chain& chain, MatrixView<float> x) {
     if (tap_ == nullptr) return {&chain, online_time_};
@@ -153,6 +170,7 @@ class LayerRun {
     const Product products[] = {
         {&weights_.q, q.view()}, {&weights_.k, k.view()}, {&weights_.v, v.view()}};
     linear(products, x, to_read);
+    if (tap_ != nullptr && !show_heads(q.view(), k.view(), v.view())) return false;
     place_heads(q.view(), k.view(), v.view());
     spend(attention_time_, [&] {
       attend_all(q.view(), z.view());

@@ -55,6 +55,12 @@ class LayerTap {
   // `role` is the first of the group that reads x: kQ (q, k, v), kO, kGate (gate, up), kDown, and
   // the shared ones. `expert` -1 unless one of several. Returning false ends the layer early.
   virtual bool input(Role role, int expert, MatrixView<const float> x) = 0;
+  // Heads of queries, keys and values, normed but before RoPE: [n_rows, heads * d_head]. Returning
+  // false ends the layer early.
+  virtual bool heads(MatrixView<const float> /*q*/, MatrixView<const float> /*k*/,
+                     MatrixView<const float> /*v*/) {
+    return true;
+  }
   // A sliced stream behind attention. Returning false ends the layer early.
   virtual bool middle(MatrixView<const float> /*h*/) { return true; }
 };

@@ -2,11 +2,13 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <numeric>
 
 #include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
+#include "kvcache/kv_tables.h"
 #include "model/eviction.h"
 #include "model/rope.h"
 
@@ -86,25 +88,64 @@ Status check_context(const ModelDesc& model, int64_t n, const KvRecipe& recipe) 
 Result<KvCache> Model::make_cache(int64_t capacity, const KvRecipe& recipe) const {
   QUERN_TRY(check_context(desc(), capacity, recipe));
   std::vector<KvShape> shapes;
-  std::vector<std::pair<RopeDesc, std::shared_ptr<const KvRope>>>
-      ropes;  // of layers that turn alike
-  for (size_t i = 0; i < desc().layers.size(); ++i) {
-    const AttentionDesc& attention = desc().layers[i].attention;
-    QUERN_TRY(recipe.check(attention.d_head));
-    shapes.push_back({attention.n_kv_heads, attention.d_head});
-    if (!recipe.codes_unturned) continue;
+  for (const LayerDesc& layer : desc().layers) {
+    QUERN_TRY(recipe.check(layer.attention.d_head));
+    shapes.push_back({layer.attention.n_kv_heads, layer.attention.d_head});
+  }
+  if (recipe.codes_unturned) QUERN_TRY(add_ropes(capacity, shapes));
+  if (recipe.has_tables()) QUERN_TRY(add_tables(recipe, shapes));
+  return KvCache(shapes, capacity, recipe);
+}
+
+// Layers that turn alike share one.
+Status Model::add_ropes(int64_t capacity, std::vector<KvShape>& shapes) const {
+  for (size_t i = 0; i < shapes.size(); ++i) {
     if (desc().positions != PositionKind::kRope || !parts_.layers[i].online.qk.empty()) {
       return usage_error("kv: rope=read is for models whose keys are last turned by RoPE");
     }
-    auto found = std::find_if(ropes.begin(), ropes.end(),
-                              [&](const auto& rope) { return rope.first == attention.rope; });
-    if (found == ropes.end()) {
-      found = ropes.emplace(found, attention.rope,
-                            std::make_shared<const KvRope>(attention.rope, capacity));
+    const RopeDesc& rope = desc().layers[i].attention.rope;
+    for (size_t before = 0; before < i && shapes[i].rope == nullptr; ++before) {
+      if (desc().layers[before].attention.rope == rope) shapes[i].rope = shapes[before].rope;
     }
-    shapes.back().rope = found->second;
+    if (shapes[i].rope == nullptr) shapes[i].rope = std::make_shared<const KvRope>(rope, capacity);
   }
-  return KvCache(shapes, capacity, recipe);
+  return {};
+}
+
+Status Model::add_tables(const KvRecipe& recipe, std::vector<KvShape>& shapes) const {
+  if (files_ == nullptr)
+    return usage_error("kv: {}: a model without files has no tables", recipe.text);
+  const std::string path = kv_tables_path(files_->path());
+  std::error_code problem;
+  if (!std::filesystem::exists(path, problem)) {
+    return usage_error(
+        "kv: {} needs tables of the model, and there is no {}: quern calibrate-kv makes it",
+        recipe.text, path);
+  }
+  QUERN_ASSIGN(const KvTableSet set, KvTableSet::open(path));
+  if (set.model != files_->digest()) {
+    return usage_error("{}: made of another model: quern calibrate-kv makes it anew", path);
+  }
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    KvShape& shape = shapes[i];
+    const auto codecs = [&](KvSide side, const KvCodec& codec) {
+      return set.codecs(i, {side, shape.n_kv_heads, shape.d_head}, codec);
+    };
+    if (recipe.keys->tables() == KvTables::kOfModel) {
+      QUERN_ASSIGN(shape.keys, codecs(KvSide::kKeys, *recipe.keys));
+    }
+    if (recipe.values->tables() == KvTables::kOfModel) {
+      QUERN_ASSIGN(shape.values, codecs(KvSide::kValues, *recipe.values));
+    }
+  }
+  return {};
+}
+
+std::string kv_tables_path(const std::string& model) {
+  std::error_code problem;
+  const bool is_folder = std::filesystem::is_directory(model, problem);
+  return is_folder ? (std::filesystem::path(model) / "kv_tables.safetensors").string()
+                   : model + ".kv_tables.safetensors";
 }
 
 Status Model::forward(KvCache& cache, std::span<const Token> ids, MatrixView<float> hidden,

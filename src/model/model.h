@@ -35,7 +35,7 @@ class Model {
   const ModelFiles& files() const;
 
   // Room for `capacity` positions; fails past the model's context, but where the cache keeps all
-  // distances within it.
+  // distances within it. Codecs that are fitted to the model find their tables at kv_tables_path.
   Result<KvCache> make_cache(int64_t capacity, const KvRecipe& recipe = {}) const;
 
   // Runs the tokens as the next positions of the cache's sequence. hidden [ids.size(), d_model] is
@@ -67,10 +67,15 @@ class Model {
  private:
   Model() = default;
   void finish(MatrixView<float> hidden) const;
+  Status add_ropes(int64_t capacity, std::vector<KvShape>& shapes) const;
+  Status add_tables(const KvRecipe& recipe, std::vector<KvShape>& shapes) const;
   std::unique_ptr<ModelFiles> files_;  // null if assembled; the parts may point into it
   ModelParts parts_;
   mutable SpentTime online_time_, attention_time_;
 };
+
+// The tables of cache codecs (kvcache/kv_tables.h) of a model: in its folder, or beside its file.
+std::string kv_tables_path(const std::string& model);
 
 // Whether n positions go into a cache of this recipe.
 Status check_context(const ModelDesc& model, int64_t n, const KvRecipe& recipe);

@@ -17,7 +17,7 @@ using test::ScratchFolder;
 const std::string kTiny = QUERN_SOURCE_DIR "/models/tiny";
 const std::string kLlama = QUERN_SOURCE_DIR "/tests/data/fixtures/llama";
 constexpr const char* kCommands[] = {"compress", "eval",  "compare", "inspect",
-                                     "run",      "bench", "list"};
+                                     "run",      "bench", "list",    "calibrate-kv"};
 
 std::string words() {
   std::string text;

@@ -3,8 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 
+#include "base/file.h"
+#include "calib/kv_fit.h"
 #include "model/model.h"
+#include "scratch.h"
 #include "tokenizer/tokenizer.h"
 
 namespace quern {
@@ -21,12 +25,38 @@ constexpr const char* kRecipes[] = {
     "lloyd-3bit",
     "kv(k=int(3, per=channel), v=f16, window=10)",
     "gear-2bit",
+    "kvquant-2bit",
+    "kv(k=nuq(3), v=nuq(4, outliers=0), rope=read)",
     "kv(k=int(3, per=channel), v=gear(int(3), rank=1), window=20, sinks=2, rope=read)"};
+
+// The bundled model with tables of caches that are fitted to it; made once.
+const std::string& with_tables() {
+  static const test::ScratchFolder folder;
+  static const std::string path = [] {
+    const std::string copy = folder / "tiny";
+    std::filesystem::copy(kTiny, copy);
+    std::vector<KvRecipe> recipes;
+    for (const char* text : kRecipes) {
+      KvRecipe recipe = *KvRecipe::parse(text);
+      if (recipe.has_tables()) recipes.push_back(std::move(recipe));
+    }
+    Corpus corpus;
+    for (Token seed = 0; seed < 4; ++seed) {
+      std::vector<Token>& sample = corpus.samples.emplace_back();
+      for (Token id = 0; id < 200; ++id) sample.push_back(5 + (id + seed) * 41 % 4000);
+    }
+    const auto always = [](double) { return true; };
+    const auto set = fit_kv_tables(**ModelFiles::open(copy), corpus, recipes, always);
+    EXPECT_TRUE(set && set->save(kv_tables_path(copy)));
+    return copy;
+  }();
+  return path;
+}
 
 class CodedCache : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    model_ = *Model::open(kTiny, Activations::kExact);
+    model_ = *Model::open(with_tables(), Activations::kExact);
     for (Token id = 0; id < 300; ++id) ids_.push_back(5 + id * 37 % 4000);
   }
 
@@ -118,6 +148,23 @@ using PlainCache = CodedCache;
 
 TEST_F(PlainCache, AWindowWiderThanTheTextCodesNothing) {
   EXPECT_EQ(run(cache("kv(k=int(2), v=int(2), window=300)"), 60), run(cache("f16"), 300));
+}
+
+TEST_F(PlainCache, TablesThatAreMissingOrOfAnotherModelAreAskedFor) {
+  const auto refusal = [](const Model& model, const char* text) {
+    const auto cache = model.make_cache(10, *KvRecipe::parse(text));
+    return cache ? std::string() : cache.error().message;
+  };
+  EXPECT_EQ(refusal(*model_, "kvquant-2bit"), "");
+  EXPECT_NE(refusal(*model_, "kvquant-4bit").find("calibrate-kv"), std::string::npos);
+  EXPECT_NE(refusal(**Model::open(kTiny), "kvquant-2bit").find("calibrate-kv"), std::string::npos);
+  const test::ScratchFolder folder;
+  const std::string other = folder / "other", config = other + "/config.json";
+  std::filesystem::copy(with_tables(), other);
+  std::string text = *read_file(config);
+  ASSERT_TRUE(write_file_atomically(config, text.replace(text.find('{'), 1, "{\"note\": 1, ")));
+  const std::string message = refusal(**Model::open(other), "kvquant-2bit");
+  EXPECT_NE(message.find("another model"), std::string::npos) << message;
 }
 
 TEST_F(PlainCache, GoesBackOrSaysWhyNot) {
