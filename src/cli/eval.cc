@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "cli/command.h"
+#include "cli/eval_caches.h"
 #include "cli/task_runs.h"
 #include "eval/samples.h"
 #include "report/comparison.h"
@@ -128,7 +129,8 @@ struct EvalCommand {
   std::string answers;
   int64_t n_samples = 0;
   Activations activations{};
-  bool json = false;
+  std::string caches;
+  bool json = false, csv = false;
 };
 
 Status run_text(const EvalCommand& o, const Model& model, const Model* base,
@@ -156,6 +158,8 @@ Status run_text(const EvalCommand& o, const Model& model, const Model* base,
     json["ctx"] = options.n_ctx;
     json["kv"] = options.kv.text;
     json["kv_bits"] = options.kv.bits(model.desc().layers[0].attention.d_head);
+    json["kv_held_bits"] =
+        options.kv.held_bits(model.desc().layers[0].attention.d_head, options.n_ctx);
     json["text"] = o.text.empty() ? "bundled" : valid_utf8(o.text);
     fmt::print("{}\n", json.dump());
     return {};
@@ -164,6 +168,16 @@ Status run_text(const EvalCommand& o, const Model& model, const Model* base,
              result.ppl_stderr, result.n_tokens, protocol_name(options.protocol), options.n_ctx);
   print_details(files, result);
   return {};
+}
+
+Status run_caches(const EvalCommand& o, const Model& model, const std::string& text) {
+  QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o.model));
+  EvalOptions options = o.eval;
+  options.n_ctx = std::min(options.n_ctx, model.desc().n_context);
+  const CacheTable table = o.json  ? CacheTable::kJson
+                           : o.csv ? CacheTable::kCsv
+                                   : CacheTable::kText;
+  return eval_caches(model, tokenizer->tokenize(text), split_texts(o.caches), options, table);
 }
 
 Status run_eval(const EvalCommand& o) {
@@ -175,6 +189,7 @@ Status run_eval(const EvalCommand& o) {
   if (!o.tasks.files.empty())
     return run_tasks(o.model, *model, base.get(), o.eval.kv, o.tasks, o.answers, o.json);
   QUERN_ASSIGN(const std::string text, evaluation_text(o.text));
+  if (!o.caches.empty()) return run_caches(o, *model, text);
   if (o.n_samples == 0) return run_text(o, *model, base.get(), text);
   if (base == nullptr) return usage_error("--samples needs --base, the model to compare with");
   SampleOptions options;
@@ -198,6 +213,9 @@ Action declare_eval(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 16));
   add_activations(app, o->activations);
   add_kv(app, o->eval.kv);
+  app.add_option("--caches", o->caches,
+                 "several caches, separated by semicolons: a table of what each costs");
+  app.add_flag("--csv", o->csv, "of --caches: as comma-separated values");
   add_threads(app);
   add_json(app, o->json);
   app.footer(

@@ -445,7 +445,7 @@ const float* floats_of(const KvOperand& operand, int64_t n, float* floats,
                        const KernelTable& table) {
   if (operand.floats != nullptr) return operand.floats;
   if (operand.levels != nullptr) {
-    level_floats(*operand.levels, floats);
+    table.level_floats(*operand.levels, floats);
     if (operand.added != nullptr) correct_floats(*operand.added, floats, table);
     return floats;
   }

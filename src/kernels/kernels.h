@@ -138,6 +138,8 @@ struct KernelTable {
                            const LevelRows& rows);
   void (*level_dot)(const LevelBlock& block, const LevelRows& rows, int64_t n, float* y,
                     int64_t ld_y);
+  // The block as floats [rows, cols]: fma(level - zero, scale, centre), or scale times level.
+  void (*level_floats)(const LevelBlock& block, float* x);
 };
 
 // The table of the best ISA, or of a given one (for tests; falls back to what the host has).

@@ -70,8 +70,7 @@ struct LevelRows {
   }
 };
 
-// The block as floats [rows, cols]: fma(level - zero, scale, centre), or scale times level.
-void level_floats(const LevelBlock& block, float* x);
+// One number of level_floats in kernels.h.
 float level_float(const LevelBlock& block, int64_t row, int64_t col);
 
 }  // namespace quern

@@ -385,11 +385,41 @@ void level_dot(const LevelBlock& b, const LevelRows& rows, int64_t n, float* y, 
                                                                                 ld_y);
 }
 
+// Four rows of sixteen columns: a dword of levels is a column.
+void level_floats(const LevelBlock& b, float* x) {
+  const __m512i zero = _mm512_set1_epi32(b.zero);
+  const bool has_centres = b.centres != nullptr;
+  for (int64_t r = 0; r < b.rows; ++r) {
+    const __m128i down = _mm_cvtsi32_si128(static_cast<int>(8 * (3 - r % 4)));
+    for (int64_t j = 0; j < b.cols; j += 16) {
+      const __m512i all = _mm512_loadu_si512(b.levels + level_place(b.cols, r / 4 * 4, j));
+      const __m512i top = _mm512_sll_epi32(all, down);  // the row's byte above the others
+      const __m512i level =
+          b.sign == Sign::kSigned ? _mm512_srli_epi32(top, 24) : _mm512_srai_epi32(top, 24);
+      const __m512 whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(level, zero));
+      __m512 scale, centre = _mm512_setzero_ps();
+      if (b.share == Share::kDown) {
+        const int64_t at = r / b.group * b.cols + j;
+        scale = _mm512_loadu_ps(b.scales + at);
+        if (has_centres) centre = _mm512_loadu_ps(b.centres + at);
+      } else {
+        const int64_t at = j / b.group * b.rows + r;
+        scale = _mm512_set1_ps(b.scales[at]);
+        if (has_centres) centre = _mm512_set1_ps(b.centres[at]);
+      }
+      const __m512 y =
+          has_centres ? _mm512_fmadd_ps(whole, scale, centre) : _mm512_mul_ps(scale, whole);
+      _mm512_storeu_ps(x + r * b.cols + j, y);
+    }
+  }
+}
+
 }  // namespace
 
 void fill_level_block_avx512(KernelTable& table) {
   table.round_level_rows = round_level_rows;
   table.level_dot = level_dot;
+  table.level_floats = level_floats;
 }
 
 }  // namespace quern

@@ -132,15 +132,20 @@ float level_float(const LevelBlock& b, int64_t row, int64_t col) {
   return b.centres == nullptr ? b.scales[at] * level : std::fma(level, b.scales[at], b.centres[at]);
 }
 
+namespace {
+
 void level_floats(const LevelBlock& b, float* x) {
   for (int64_t r = 0; r < b.rows; ++r) {
     for (int64_t j = 0; j < b.cols; ++j) x[r * b.cols + j] = level_float(b, r, j);
   }
 }
 
+}  // namespace
+
 void fill_level_block_ref(KernelTable& table) {
   table.round_level_rows = round_level_rows;
   table.level_dot = level_dot;
+  table.level_floats = level_floats;
 }
 
 }  // namespace quern

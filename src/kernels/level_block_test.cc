@@ -140,7 +140,7 @@ TEST(LevelBlock, ProductsAreOffByHalfAStepOfTheRow) {
     const Problem p(shape, true, 3, ++seed);
     const LevelBlock& b = p.block;
     std::vector<float> x(static_cast<size_t>(b.rows * b.cols));
-    level_floats(b, x.data());
+    kernels().level_floats(b, x.data());
     const std::vector<float> y = p.product(kernels(), 0, p.n, 0.0f);
     const int64_t other = b.share == Share::kDown ? b.cols : b.rows;
     for (int64_t i = 0; i < p.n; ++i) {
@@ -193,6 +193,26 @@ TEST(LevelBlock, RowsWithoutWeightDoNotCount) {
       EXPECT_EQ(y[static_cast<size_t>(j)], 255 * (0.5f * level + 0.25f));
     }
   }
+}
+
+TEST(LevelBlock, FloatsAreAlikeAtEveryIsa) {
+  uint64_t seed = 100;
+  for_each_shape([&](LevelBlock shape) {
+    shape.zero = shape.sign == Sign::kSigned ? 8 : 0;
+    for (const bool has_centres : {false, true}) {
+      const Problem p(shape, has_centres, 1, ++seed);
+      std::vector<float> want(static_cast<size_t>(shape.rows * shape.cols));
+      kernels(Isa::kRef).level_floats(p.block, want.data());
+      EXPECT_EQ(level_float(p.block, 3, 5), want[static_cast<size_t>(3 * shape.cols + 5)]);
+      for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+        if (!host_has(isa)) continue;
+        testing::Guarded<float> x(shape.rows * shape.cols);
+        kernels(isa).level_floats(p.block, x.data());
+        EXPECT_TRUE(x.guards_hold());
+        EXPECT_TRUE(std::equal(want.begin(), want.end(), x.data()));
+      }
+    }
+  });
 }
 
 }  // namespace

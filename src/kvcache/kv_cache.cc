@@ -74,6 +74,7 @@ void LayerKv::seal_from(int64_t first) {
   if (first == 0 && recipe_->sinks > 0) {
     sinks_ = std::make_shared<KvSinks>(recipe_->sinks, shape_.n_kv_heads, shape_.d_head);
   }
+  if (first == 0 && recipe_->has_text_tables()) fit_text();
   parallel_for(shape_.n_kv_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head) {
       for (int64_t block = first; block < pages_.size(); ++block) seal(head, block);
@@ -107,6 +108,41 @@ void LayerKv::put_key(int64_t head, int64_t slot, const float* key) {
     kernels().float_to_f16(key + c, n, halves);
     put_turned(halves, n, row, reinterpret_cast<uint16_t*>(keys) + c * kKeyBlock);
   }
+}
+
+Status LayerKv::bind_text(KvSide side, KvTextTables& text) const {
+  const bool is_keys = side == KvSide::kKeys;
+  const KvCodec& codec = is_keys ? *recipe_->keys : *recipe_->values;
+  const KvFitRows rows{side, shape_.n_kv_heads, shape_.d_head};
+  for (int64_t head = 0; head < shape_.n_kv_heads; ++head) {
+    QUERN_ASSIGN(auto bound, codec.with_tables(rows, head, is_keys ? text.keys : text.values));
+    (is_keys ? text.key_codecs : text.value_codecs).push_back(std::move(bound));
+  }
+  return {};
+}
+
+void LayerKv::fit_text() {
+  const int64_t d = shape_.d_head, heads = shape_.n_kv_heads;
+  auto text = std::make_shared<KvTextTables>();
+  Matrix<float> rows(kKeyBlock, heads * d);
+  AlignedVector<float> page(static_cast<size_t>(kKeyBlock * d));
+  for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+    const bool is_keys = side == KvSide::kKeys;
+    const KvCodec& codec = is_keys ? *recipe_->keys : *recipe_->values;
+    if (codec.tables() != KvTables::kOfText) continue;
+    for (int64_t head = 0; head < heads; ++head) {
+      page_floats(side, head, 0, page.data());
+      for (int64_t i = 0; i < kKeyBlock * d; ++i) {
+        const int64_t p = is_keys ? i % kKeyBlock : i / d, c = is_keys ? i / kKeyBlock : i % d;
+        rows(p, head * d + c) = page[static_cast<size_t>(i)];
+      }
+    }
+    auto fitted = codec.fit({side, heads, d, rows.view(), {}});
+    QUERN_CHECK(fitted);
+    (is_keys ? text->keys : text->values) = *std::move(fitted);
+    QUERN_CHECK(bind_text(side, *text));
+  }
+  text_ = std::move(text);
 }
 
 // A page as its codec sees it.
@@ -154,6 +190,7 @@ void LayerKv::truncate(int64_t length) {
   if (length == 0) {
     exact_begin_ = 0;
     sinks_ = nullptr;
+    text_ = nullptr;
     if (policy() != nullptr) slots_ = KvSlots(*policy(), shape_.n_kv_heads);
   }
   length_ = slot_of(length);

@@ -33,6 +33,13 @@ struct KvShape {
   std::vector<std::shared_ptr<const KvCodec>> keys, values;
 };
 
+// What codecs of one layer have from the first page of a text.
+struct KvTextTables {
+  std::vector<float> keys, values;
+  std::vector<std::shared_ptr<const KvCodec>> key_codecs, value_codecs;  // by head; may be empty
+  size_t n_bytes() const { return (keys.size() + values.size()) * sizeof(float); }
+};
+
 // One layer of one sequence.
 class LayerKv {
  public:
@@ -51,7 +58,8 @@ class LayerKv {
   size_t n_new_bytes(std::set<const void*>& seen) const {
     const bool has_sinks = sinks_ != nullptr && seen.insert(sinks_.get()).second;
     return exact_blocks_.n_new_bytes(seen) + pages_.n_new_bytes(seen) + slots_.n_bytes() +
-           (has_sinks ? 2 * sinks_->halves().size() : 0);
+           (has_sinks ? 2 * sinks_->halves().size() : 0) +
+           (text_ != nullptr && seen.insert(text_.get()).second ? text_->n_bytes() : 0);
   }
   // What a query that sees positions [first, last), itself the last of them, reads of all heads.
   int64_t bytes_read(int64_t first, int64_t last) const;
@@ -109,9 +117,13 @@ class LayerKv {
  private:
   const std::byte* page(int64_t head, int64_t block) const { return pages_.at(block, head); }
   const KvCodec& key_codec(int64_t head) const {
+    if (text_ != nullptr && !text_->keys.empty())
+      return *text_->key_codecs[static_cast<size_t>(head)];
     return shape_.keys.empty() ? *recipe_->keys : *shape_.keys[static_cast<size_t>(head)];
   }
   const KvCodec& value_codec(int64_t head) const {
+    if (text_ != nullptr && !text_->values.empty())
+      return *text_->value_codecs[static_cast<size_t>(head)];
     return shape_.values.empty() ? *recipe_->values : *shape_.values[static_cast<size_t>(head)];
   }
   int64_t row_bytes() const { return shape_.d_head * dtype_bits(exact_) / 8; }
@@ -131,6 +143,9 @@ class LayerKv {
   void move_row(int64_t head, int64_t from, int64_t to);
   void make_room(int64_t slot, int64_t n);
   Status restore_pages(const KvFindTensor& find);
+  // Looks at the first page, as codecs see it, for those that have tables of the text.
+  void fit_text();
+  Status bind_text(KvSide side, KvTextTables& text) const;
   // Codes the pages from `first` on, of all heads.
   void seal_from(int64_t first);
   void seal(int64_t head, int64_t block);
@@ -157,7 +172,8 @@ class LayerKv {
   // and that of values.
   int64_t key_page_ = 0, page_bytes_ = 0;
   KvBlockList pages_;
-  std::shared_ptr<KvSinks> sinks_;  // of page 0, from when it is coded; shared with forks
+  std::shared_ptr<const KvTextTables> text_;  // from when page 0 is coded
+  std::shared_ptr<KvSinks> sinks_;            // of page 0, from when it is coded; shared with forks
 };
 
 class KvCache {

@@ -24,15 +24,16 @@ namespace quern {
 enum class KvSide : uint8_t { kKeys, kValues };
 
 // Numbers that a codec needs beside its text, fitted to keys or values of one layer: of calibration
-// text, once for a model (kv_tables.h).
-enum class KvTables : uint8_t { kNone, kOfModel };
+// text, once for a model (kv_tables.h); or of the first page of every text.
+enum class KvTables : uint8_t { kNone, kOfModel, kOfText };
 
 // What tables are fitted to.
 struct KvFitRows {
   KvSide side = KvSide::kKeys;
   int64_t n_heads = 0, d_head = 0;
   MatrixView<const float> x;  // [n, n_heads * d_head] of positions in a row, as they are coded
-  std::span<const double> weights;  // [n_heads * d_head]: what a squared error counts
+  // [n_heads * d_head], of a model only: what a squared error counts.
+  std::span<const double> weights;
 };
 
 class KvCodec {
@@ -49,6 +50,7 @@ class KvCodec {
                          const KvScratch& scratch) const = 0;
 
   virtual KvTables tables() const { return KvTables::kNone; }
+  // Of a text it does not fail.
   virtual Result<std::vector<float>> fit(const KvFitRows& /*rows*/) const {
     return std::vector<float>();
   }

@@ -162,6 +162,12 @@ std::vector<KvStateTensor> LayerKv::state() const {
     tensors.push_back(KvStateTensor::of("sinks", DType::kF16, sinks_->halves()));
     tensors.back().shape = {heads, 2, recipe_->sinks, shape_.d_head};
   }
+  if (text_ != nullptr && !text_->keys.empty()) {
+    tensors.push_back(KvStateTensor::of("key_tables", DType::kF32, text_->keys));
+  }
+  if (text_ != nullptr && !text_->values.empty()) {
+    tensors.push_back(KvStateTensor::of("value_tables", DType::kF32, text_->values));
+  }
   return tensors;
 }
 
@@ -215,6 +221,26 @@ Status LayerKv::restore_pages(const KvFindTensor& find) {
     if (!is_finite(DType::kF16, sinks->bytes, static_cast<int64_t>(sinks->n_bytes / 2))) {
       return error("sinks with a number that is none");
     }
+  }
+  if (n > 0 && recipe_->has_text_tables()) {
+    auto text = std::make_shared<KvTextTables>();
+    const auto take = [&](const char* name, KvSide side, std::vector<float>& to) -> Status {
+      const TensorInfo* tensor = find(name);
+      if (tensor == nullptr || tensor->dtype != DType::kF32 || tensor->shape.size() != 1 ||
+          !is_finite(DType::kF32, tensor->bytes, tensor->shape[0])) {
+        return error("no {} of numbers", name);
+      }
+      to.resize(tensor->n_bytes / 4);
+      if (!to.empty()) std::memcpy(to.data(), tensor->bytes, tensor->n_bytes);
+      return bind_text(side, *text);
+    };
+    if (recipe_->keys->tables() == KvTables::kOfText) {
+      QUERN_TRY(take("key_tables", KvSide::kKeys, text->keys));
+    }
+    if (recipe_->values->tables() == KvTables::kOfText) {
+      QUERN_TRY(take("value_tables", KvSide::kValues, text->values));
+    }
+    text_ = std::move(text);
   }
   pages_.resize(n);
   pages_.make_own(0, n);

@@ -42,9 +42,13 @@ struct KvRecipe {
   // The mean over all that is held of n positions, newest ones and sinks included; of codecs only.
   double held_bits(int64_t d_head, int64_t n) const;
   Status check(int64_t d_head) const;
-  bool has_tables() const {
+  bool has_tables() const {  // of a model
     return is_coded() &&
            (keys->tables() == KvTables::kOfModel || values->tables() == KvTables::kOfModel);
+  }
+  bool has_text_tables() const {
+    return is_coded() &&
+           (keys->tables() == KvTables::kOfText || values->tables() == KvTables::kOfText);
   }
   // A query at `position` (which sees itself) reads the positions before this one from codes; a
   // multiple of kKeyBlock.

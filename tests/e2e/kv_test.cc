@@ -26,6 +26,8 @@ constexpr const char* kRecipes[] = {
     "kv(k=int(3, per=channel), v=f16, window=10)",
     "gear-2bit",
     "kvquant-2bit",
+    "decoquant-4bit",
+    "kv(k=deco(int(3)), v=deco(gear(int(3)), block=8), sinks=1, rope=read)",
     "kv(k=nuq(3), v=nuq(4, outliers=0), rope=read)",
     "kv(k=int(3, per=channel), v=gear(int(3), rank=1), window=20, sinks=2, rope=read)"};
 
