@@ -25,34 +25,61 @@ void put_halves(std::span<const float> x, std::byte* to) {
   }
 }
 
-// The extremes of a row, as they are taken away.
+// The two least and the two largest of a row, without what was taken away. Of equal numbers the
+// first is the least and the last the largest.
 class RowRange {
  public:
-  RowRange(const float* x, int64_t n) : order_(static_cast<size_t>(n)), last_(order_.size() - 1) {
-    std::iota(order_.begin(), order_.end(), uint16_t{0});
-    std::stable_sort(order_.begin(), order_.end(),
-                     [x](uint16_t a, uint16_t b) { return finite(x[a]) < finite(x[b]); });
-    for (const uint16_t i : order_) sorted_.push_back(finite(x[i]));
+  RowRange(const float* x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) left_.push_back({finite(x[i]), static_cast<uint16_t>(i)});
+    look();
   }
-  bool can_drop() const { return first_ < last_; }
+  bool can_drop() const { return left_.size() > 1; }
   // What the square of the range loses without the better end.
   double gain() const {
-    const double width = sorted_[last_] - sorted_[first_];
+    const double width = double{high_[0].x} - low_[0].x;
     const double less = std::min(without_low(), without_high());
     return width * width - less * less;
   }
-  uint16_t drop() { return without_high() <= without_low() ? order_[last_--] : order_[first_++]; }
+  uint16_t drop() {
+    const uint16_t at = without_high() <= without_low() ? high_[0].at : low_[0].at;
+    std::erase_if(left_, [at](const Number& number) { return number.at == at; });
+    look();
+    return at;
+  }
 
  private:
-  double without_low() const { return double{sorted_[last_]} - sorted_[first_ + 1]; }
-  double without_high() const { return double{sorted_[last_ - 1]} - sorted_[first_]; }
-  std::vector<uint16_t> order_;
-  std::vector<float> sorted_;
-  size_t first_ = 0, last_;
+  struct Number {
+    float x;
+    uint16_t at;
+  };
+  void look() {
+    low_[0] = high_[0] = low_[1] = high_[1] = left_[0];
+    for (size_t i = 1; i < left_.size(); ++i) {
+      const Number number = left_[i];
+      if (number.x < low_[0].x) {
+        low_[1] = low_[0];
+        low_[0] = number;
+      } else if (i == 1 || number.x < low_[1].x) {
+        low_[1] = number;
+      }
+      if (number.x >= high_[0].x) {
+        high_[1] = high_[0];
+        high_[0] = number;
+      } else if (i == 1 || number.x >= high_[1].x) {
+        high_[1] = number;
+      }
+    }
+  }
+  double without_low() const { return double{high_[0].x} - low_[1].x; }
+  double without_high() const { return double{high_[1].x} - low_[0].x; }
+
+  std::vector<Number> left_;
+  Number low_[2], high_[2];
 };
 
-// Rows of q [rank, n] become orthonormal; those without direction become zero.
-void orthonormalise(int64_t rank, int64_t n, std::vector<double>& q) {
+// Rows [rank, n] become orthonormal; those without direction become zero.
+void orthonormalise(int64_t rank, int64_t n, float* rows) {
+  std::vector<double> q(rows, rows + rank * n);
   for (int64_t k = 0; k < rank; ++k) {
     double* row = q.data() + k * n;
     const double before = std::inner_product(row, row + n, row, 0.0);
@@ -64,8 +91,11 @@ void orthonormalise(int64_t rank, int64_t n, std::vector<double>& q) {
       }
     }
     const double norm = std::inner_product(row, row + n, row, 0.0);
-    const double scale = norm > 1e-24 * before ? 1 / std::sqrt(norm) : 0;
-    for (int64_t i = 0; i < n; ++i) row[i] *= scale;
+    const double scale = norm > 1e-12 * before ? 1 / std::sqrt(norm) : 0;
+    for (int64_t i = 0; i < n; ++i) {
+      row[i] *= scale;
+      rows[k * n + i] = static_cast<float>(row[i]);
+    }
   }
 }
 
@@ -98,31 +128,17 @@ std::vector<uint16_t> choose_outliers(const float* x, int64_t rows, int64_t cols
 
 void low_rank(const float* x, int64_t rows, int64_t cols, int64_t rank, float* left, float* right) {
   QUERN_CHECK(rank <= std::min(rows, cols));
-  std::vector<double> p(static_cast<size_t>(rank * cols)), q(static_cast<size_t>(rank * rows));
+  std::vector<float> numbers(static_cast<size_t>(rows * cols));
+  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = finite(x[i]);
   Random random(0);
-  for (double& value : p) value = random.gaussian();
+  for (int64_t i = 0; i < rank * cols; ++i) right[i] = static_cast<float>(random.gaussian());
   for (int round = 0; round < kRounds; ++round) {
-    orthonormalise(rank, cols, p);
-    for (int64_t k = 0; k < rank; ++k) {
-      for (int64_t r = 0; r < rows; ++r) {
-        double sum = 0;
-        for (int64_t j = 0; j < cols; ++j)
-          sum += p[static_cast<size_t>(k * cols + j)] * finite(x[r * cols + j]);
-        q[static_cast<size_t>(k * rows + r)] = sum;
-      }
-    }
-    orthonormalise(rank, rows, q);
-    std::fill(p.begin(), p.end(), 0.0);
-    for (int64_t k = 0; k < rank; ++k) {
-      for (int64_t r = 0; r < rows; ++r) {
-        const double share = q[static_cast<size_t>(k * rows + r)];
-        for (int64_t j = 0; j < cols; ++j)
-          p[static_cast<size_t>(k * cols + j)] += share * finite(x[r * cols + j]);
-      }
-    }
+    orthonormalise(rank, cols, right);
+    kernels().dot_tile(right, cols, rank, numbers.data(), cols, rows, cols, left, rows);
+    orthonormalise(rank, rows, left);
+    std::fill_n(right, rank * cols, 0.0f);
+    kernels().axpy_rows(left, rows, rank, numbers.data(), cols, rows, cols, right, cols);
   }
-  for (size_t i = 0; i < q.size(); ++i) left[i] = static_cast<float>(q[i]);
-  for (size_t i = 0; i < p.size(); ++i) right[i] = static_cast<float>(p[i]);
 }
 
 void put_correction(const KvCorrectionShape& shape, const KvCorrectionParts& parts,

@@ -42,26 +42,30 @@ struct Settings {
 
 // Levels of a layer, and what they become.
 struct Levels {
-  std::vector<float> at;  // ascending, whole 127ths
+  std::vector<float> at;       // ascending, whole 127ths
+  std::vector<float> borders;  // between two
   float gain = 1, shift = 0;
 
   int nearest(float u) const {
     int code = 0;
-    for (size_t i = 0; i + 1 < at.size(); ++i) code += u > (at[i] + at[i + 1]) / 2 ? 1 : 0;
+    for (const float border : borders) code += u > border ? 1 : 0;
     return code;
+  }
+  // Of levels that are set.
+  void place_borders() {
+    borders.clear();
+    for (size_t i = 0; i + 1 < at.size(); ++i) borders.push_back((at[i] + at[i + 1]) / 2);
   }
 };
 
-// Least and largest of a row without those at `places`, sorted and counted from the row's first.
+// Least and largest of a row without those that stay apart, and what is no number.
 struct RowRange {
   float low = 0, high = 0;
-  static RowRange of(const float* x, int64_t n, std::span<const uint16_t> apart, int64_t first) {
+  static RowRange of(const float* x, int64_t n, const uint8_t* is_apart) {
     RowRange range;
     bool is_empty = true;
     for (int64_t i = 0; i < n; ++i) {
-      if (std::binary_search(apart.begin(), apart.end(), static_cast<uint16_t>(first + i)))
-        continue;
-      if (!std::isfinite(x[i])) continue;
+      if (is_apart[i] != 0 || !std::isfinite(x[i])) continue;
       range.low = is_empty ? x[i] : std::min(range.low, x[i]);
       range.high = is_empty ? x[i] : std::max(range.high, x[i]);
       is_empty = false;
@@ -71,6 +75,12 @@ struct RowRange {
   float centre() const { return low / 2 + high / 2; }
   float half() const { return high / 2 - low / 2; }
 };
+
+std::vector<uint8_t> marked(std::span<const uint16_t> places, int64_t n) {
+  std::vector<uint8_t> marks(static_cast<size_t>(n));
+  for (const uint16_t place : places) marks[place] = 1;
+  return marks;
+}
 
 // What fits levels: points, and the moments that qnorm keeps.
 class LevelFit {
@@ -84,6 +94,7 @@ class LevelFit {
     for (const double level : cells_.best_levels(settings.n_levels())) {
       levels.at.push_back(std::nearbyint(static_cast<float>(level) * kWhole) / kWhole);
     }
+    levels.place_borders();
     if (settings.has_qnorm) keep_moments(levels);
     return levels;
   }
@@ -263,18 +274,18 @@ class KvNuqValues final : public KvNuq {
     const int64_t n = kKeyBlock * d_head, code_bytes = kv_code_bytes(settings_.bits, n);
     std::fill_n(page, code_bytes, std::byte{0});
     const std::vector<uint16_t> apart = choose_outliers(x, kKeyBlock, d_head, shape.n_entries);
+    const std::vector<uint8_t> is_apart = marked(apart, n);
     std::byte* halves = page + code_bytes;
     std::byte* centres = halves + 2 * kKeyBlock;
     for (int64_t p = 0; p < kKeyBlock; ++p) {
-      const RowRange range = RowRange::of(x + p * d_head, d_head, apart, p * d_head);
+      const RowRange range = RowRange::of(x + p * d_head, d_head, is_apart.data() + p * d_head);
       put_half(halves, p, range.half());
       put_half(centres, p, range.centre());
       const float half = half_at(halves, p), centre = half_at(centres, p);
       for (int64_t c = 0; c < d_head; ++c) {
         const float unit = half > 0 ? (x[p * d_head + c] - centre) / half : 0;
-        const bool is_apart =
-            std::binary_search(apart.begin(), apart.end(), static_cast<uint16_t>(p * d_head + c));
-        const float within = is_apart || !std::isfinite(unit) ? 0 : std::clamp(unit, -1.0f, 1.0f);
+        const bool is_out = is_apart[static_cast<size_t>(p * d_head + c)] != 0;
+        const float within = is_out || !std::isfinite(unit) ? 0 : std::clamp(unit, -1.0f, 1.0f);
         put_kv_code(settings_.bits, n, level_place(d_head, p, c), levels_.nearest(within), page);
       }
     }
@@ -376,10 +387,11 @@ std::vector<float> KvNuq::fit_values(const KvFitRows& rows) const {
       for (int64_t p = 0; p < kKeyBlock; ++p) {
         std::copy_n(rows.x.row(first + p) + head * d, d, page.begin() + p * d);
       }
-      const std::vector<uint16_t> apart = choose_outliers(page.data(), kKeyBlock, d, n_apart);
+      const std::vector<uint8_t> is_apart =
+          marked(choose_outliers(page.data(), kKeyBlock, d, n_apart), kKeyBlock * d);
       for (int64_t p = 0; p < kKeyBlock; ++p) {
         const float* x = page.data() + p * d;
-        const RowRange range = RowRange::of(x, d, apart, p * d);
+        const RowRange range = RowRange::of(x, d, is_apart.data() + p * d);
         const double half = range.half();
         if (!(half > 0)) continue;
         for (int64_t c = 0; c < d; ++c) {
@@ -404,6 +416,7 @@ Result<std::shared_ptr<const KvCodec>> KvNuq::with_tables(const KvFitRows& layer
   }
   Levels levels;
   levels.at.assign(tables.begin(), tables.begin() + static_cast<int64_t>(n_levels));
+  levels.place_borders();
   levels.gain = tables[n_levels];
   levels.shift = tables[n_levels + 1];
   const auto is_fine = [](float x) { return std::fabs(x) <= 65504; };  // false for NaN
