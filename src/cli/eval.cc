@@ -20,6 +20,12 @@ void print_details(const ModelFiles& files, const EvalResult& result) {
     fmt::print("divergence  {:.5f} +- {:.5f} nats mean, {:.4f} at 99 %, same top token {:.2f} %\n",
                result.kl_mean, result.kl_stderr, result.kl_p99, 100 * result.top1);
   }
+  if (result.has_baseline) {
+    fmt::print(
+        "baseline    at least {:.5f}, and +- {:.5f} by the tokens drawn; perplexity of the base "
+        "{:.4f}\n",
+        result.kl_least, result.kl_draw_stderr, result.base_ppl);
+  }
 }
 
 std::string answer_lines(const Task& task, const TaskResult& result) {
@@ -122,11 +128,48 @@ Status run_samples(const std::string& path, const Model& model, const Model& bas
   return {};
 }
 
+// Files of what a base said, in its place.
+struct BaselineOptions {
+  std::string save, use, either;  // `either`: llama.cpp's option, which saves unless asked to use
+  bool is_used = false;
+  int64_t k = 64, n_drawn = 8;
+};
+
+void add_baseline(CLI::App& app, BaselineOptions& o) {
+  app.add_option("--save-baseline", o.save,
+                 "keep what the model says of the text, to measure others against it");
+  app.add_option("--baseline", o.use, "measure the divergence from what was kept of a base");
+  app.add_option("--baseline-top", o.k, "likeliest tokens kept of a position")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--baseline-draws", o.n_drawn, "tokens kept that are drawn from the rest")
+      ->check(CLI::Range(2, 1 << 16))
+      ->capture_default_str();
+  app.add_option("--kl-divergence-base", o.either,
+                 "as --save-baseline, and with --kl-divergence as --baseline");
+  app.add_flag("--kl-divergence", o.is_used, "use the file of --kl-divergence-base");
+}
+
+Status settle(BaselineOptions& o, bool has_base) {
+  if (o.is_used && o.either.empty()) return usage_error("--kl-divergence: --kl-divergence-base?");
+  std::string& file = o.is_used ? o.use : o.save;
+  if (!o.either.empty()) {
+    if (!file.empty()) return usage_error("two names for one baseline: {}, {}", file, o.either);
+    file = o.either;
+  }
+  if (!o.use.empty() && has_base) return usage_error("--baseline takes the place of --base");
+  if (!o.save.empty() && (has_base || !o.use.empty())) {
+    return usage_error("--save-baseline goes without another base");
+  }
+  return {};
+}
+
 struct EvalCommand {
   std::string model, base, text;
   EvalOptions eval;
   TaskRequestOptions tasks;
   std::string answers;
+  BaselineOptions baseline;
   int64_t n_samples = 0;
   Activations activations{};
   std::string caches;
@@ -146,8 +189,23 @@ Status run_text(const EvalCommand& o, const Model& model, const Model* base,
     bar.show(done, "eval");
     return !interrupted();
   };
+  std::optional<Baseline> baseline;
+  std::optional<BaselineWriter> writer;
+  if (!o.baseline.use.empty()) {
+    QUERN_ASSIGN(baseline, Baseline::open(o.baseline.use));
+    options.baseline = &*baseline;
+  }
+  if (!o.baseline.save.empty()) {
+    if (!options.kv.is_plain()) return usage_error("--save-baseline: a base has a plain cache");
+    writer.emplace(std::min(o.baseline.k, model.desc().n_vocab), o.baseline.n_drawn);
+    options.save = &*writer;
+  }
   QUERN_ASSIGN(const EvalResult result, evaluate(model, base, ids, options));
   bar.clear();
+  if (writer) {
+    QUERN_ASSIGN(const BaselineText kept, baseline_text(model.desc(), ids, options));
+    QUERN_TRY(writer->write(o.baseline.save, kept, model.files().digest(), o.model));
+  }
   const ModelFiles& files = model.files();
   if (o.json) {
     Json json = quern::to_json(result);
@@ -161,6 +219,7 @@ Status run_text(const EvalCommand& o, const Model& model, const Model* base,
     json["kv_held_bits"] =
         options.kv.held_bits(model.desc().layers[0].attention.d_head, options.n_ctx);
     json["text"] = o.text.empty() ? "bundled" : valid_utf8(o.text);
+    if (baseline) json["baseline"] = {{"model", baseline->model()}, {"name", baseline->name()}};
     fmt::print("{}\n", json.dump());
     return {};
   }
@@ -180,7 +239,8 @@ Status run_caches(const EvalCommand& o, const Model& model, const std::string& t
   return eval_caches(model, tokenizer->tokenize(text), split_texts(o.caches), options, table);
 }
 
-Status run_eval(const EvalCommand& o) {
+Status run_eval(EvalCommand o) {
+  QUERN_TRY(settle(o.baseline, !o.base.empty()));
   QUERN_ASSIGN(const auto model, Model::open(o.model, o.activations));
   std::unique_ptr<Model> base;
   if (!o.base.empty()) {
@@ -211,6 +271,7 @@ Action declare_eval(CLI::App& app) {
   app.add_option("--samples", o->n_samples,
                  "greedy text of so many prompts beside that of the base")
       ->check(CLI::Range(1, 1 << 16));
+  add_baseline(app, o->baseline);
   add_activations(app, o->activations);
   add_kv(app, o->eval.kv);
   app.add_option("--caches", o->caches,
@@ -220,7 +281,8 @@ Action declare_eval(CLI::App& app) {
   add_json(app, o->json);
   app.footer(
       "Examples:\n  quern eval out --text wiki.txt --ctx 1024 --base models/tiny --json\n"
-      "  quern eval out --base models/tiny --tasks arc_easy.jsonl,lambada.jsonl --limit 500");
+      "  quern eval out --base models/tiny --tasks arc_easy.jsonl,lambada.jsonl --limit 500\n"
+      "  quern eval models/tiny --save-baseline tiny.kl && quern eval out --baseline tiny.kl");
   return [o] { return run_eval(*o); };
 }
 

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/digest.h"
 #include "base/parallel.h"
 #include "eval/mean.h"
 #include "kernels/kernels.h"
@@ -127,12 +128,14 @@ double divergence(const float* p, double p_norm, const float* q, double q_norm, 
 
 class Scores {
  public:
-  // `base` null: no divergence. Rows are positions.
-  void add(const Matrix<float>& logits, const Matrix<float>* base, std::span<const Token> target) {
+  // `base` null: no divergence, or that from `kept`. Rows are positions.
+  void add(const Matrix<float>& logits, const Matrix<float>* base, const Baseline* kept,
+           std::span<const Token> target) {
     const int64_t n = logits.rows(), n_vocab = logits.cols();
     const size_t at = nll_.size();
     nll_.resize(at + static_cast<size_t>(n));
-    if (base != nullptr) kl_.resize(nll_.size());
+    if (base != nullptr || kept != nullptr) kl_.resize(nll_.size());
+    std::vector<BaselineDivergence> gaps(kept != nullptr ? static_cast<size_t>(n) : 0);
     std::vector<char> same(static_cast<size_t>(n));
     parallel_for(n, 4, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -140,6 +143,12 @@ class Scores {
         const double q_norm = kernels().log_sum_exp(q.data(), n_vocab);
         const size_t place = at + static_cast<size_t>(i);
         nll_[place] = q_norm - q[static_cast<size_t>(target[static_cast<size_t>(i)])];
+        if (kept != nullptr) {
+          BaselineDivergence& gap = gaps[static_cast<size_t>(i)];
+          gap = kept->compare(static_cast<int64_t>(place), q);
+          kl_[place] = gap.kl;
+          same[static_cast<size_t>(i)] = gap.is_same_top ? 1 : 0;
+        }
         if (base == nullptr) continue;
         const std::span<const float> p(base->row(i), static_cast<size_t>(n_vocab));
         const double p_norm = kernels().log_sum_exp(p.data(), n_vocab);
@@ -148,6 +157,10 @@ class Scores {
       }
     });
     n_same_top_ += std::count(same.begin(), same.end(), 1);
+    for (const BaselineDivergence& gap : gaps) {
+      kl_least_ += gap.kl_least;
+      draw_variance_ += gap.tail_variance;
+    }
   }
 
   EvalResult result(double seconds, int64_t n_fed) {
@@ -168,20 +181,29 @@ class Scores {
     const auto p99 = kl_.begin() + static_cast<int64_t>(0.99 * static_cast<double>(kl_.size()));
     std::nth_element(kl_.begin(), p99, kl_.end());
     result.kl_p99 = *p99;
-    result.top1 = static_cast<double>(n_same_top_) / static_cast<double>(kl_.size());
+    const auto n = static_cast<double>(kl_.size());
+    result.top1 = static_cast<double>(n_same_top_) / n;
+    result.kl_least = kl_least_ / n;
+    result.kl_draw_stderr = std::sqrt(draw_variance_) / n;
     return result;
   }
 
  private:
   std::vector<double> nll_, kl_;
   int64_t n_same_top_ = 0;
+  double kl_least_ = 0, draw_variance_ = 0;  // sums
 };
 
 class Evaluation {
  public:
-  Evaluation(std::span<const Model* const> models, const Model* base, const KvRecipe& kv)
-      : models_(models), base_(base), is_plain_(kv.is_plain()), scores_(models.size()) {
-    for (const Model* model : models) runs_.emplace_back(*model, kv);
+  Evaluation(std::span<const Model* const> models, const Model* base, const EvalOptions& options)
+      : models_(models),
+        base_(base),
+        kept_(options.baseline),
+        save_(options.save),
+        is_plain_(options.kv.is_plain()),
+        scores_(models.size()) {
+    for (const Model* model : models) runs_.emplace_back(*model, options.kv);
     if (base != nullptr) base_run_.emplace(*base, KvRecipe());
   }
 
@@ -199,7 +221,9 @@ class Evaluation {
       const Matrix<float>* base = base_ == nullptr ? nullptr : &base_run_->logits(first, count);
       for (size_t m = 0; m < models_.size(); ++m) {
         const bool is_base_too = base != nullptr && is_base(m);
-        scores_[m].add(is_base_too ? *base : runs_[m].logits(first, count), base, target);
+        const Matrix<float>& logits = is_base_too ? *base : runs_[m].logits(first, count);
+        scores_[m].add(logits, base, kept_, target);
+        if (m == 0 && save_ != nullptr) save_->add(logits, target);
       }
     }
     n_fed_ += n;
@@ -211,6 +235,9 @@ class Evaluation {
     for (size_t m = 0; m < models_.size(); ++m) {
       const WindowRun& run = is_base(m) ? *base_run_ : runs_[m];
       results.push_back(scores_[m].result(run.seconds(), n_fed_));
+      if (kept_ == nullptr) continue;
+      results.back().has_baseline = true;
+      results.back().base_ppl = std::exp(kept_->nll());
     }
     return results;
   }
@@ -220,6 +247,8 @@ class Evaluation {
 
   std::span<const Model* const> models_;
   const Model* base_;
+  const Baseline* kept_;
+  BaselineWriter* save_;
   bool is_plain_;
   std::vector<WindowRun> runs_;
   std::optional<WindowRun> base_run_;
@@ -240,6 +269,56 @@ std::string_view protocol_name(Protocol protocol) {
   return kProtocols[static_cast<size_t>(protocol)].name;
 }
 
+namespace {
+
+BaselineText text_of(const std::vector<Window>& windows, const EvalOptions& options) {
+  BaselineText text;
+  Digest digest;
+  for (const Window& window : windows) {
+    const auto n = static_cast<int64_t>(window.target.size());
+    digest.add(window.input.data(), window.input.size() * sizeof(Token));
+    digest.add(window.target.data(), window.target.size() * sizeof(Token));
+    digest.add(&window.first_scored, sizeof(window.first_scored));
+    text.n_positions += n - window.first_scored;
+  }
+  text.digest = digest.hex();
+  text.protocol = protocol_name(options.protocol);
+  text.n_ctx = options.n_ctx;
+  text.n_windows = static_cast<int64_t>(windows.size());
+  return text;
+}
+
+Status check_baseline(const Baseline& baseline, const Model& model, const BaselineText& text) {
+  const BaselineText& kept = baseline.text();
+  if (baseline.n_vocab() != model.desc().n_vocab) {
+    return usage_error("the baseline has a vocabulary of {} tokens, the model {}",
+                       baseline.n_vocab(), model.desc().n_vocab);
+  }
+  if (kept.protocol != text.protocol || kept.n_ctx != text.n_ctx ||
+      kept.n_windows != text.n_windows || kept.n_positions != text.n_positions) {
+    return usage_error("the baseline is of {} windows of {} by {}, asked for {} of {} by {}",
+                       kept.n_windows, kept.n_ctx, kept.protocol, text.n_windows, text.n_ctx,
+                       text.protocol);
+  }
+  if (kept.digest != text.digest) {
+    return usage_error("the baseline is of another text, or of another tokenizer");
+  }
+  const std::string& source = model.files().packed().source_digest;
+  if (!source.empty() && source != baseline.model()) {
+    return usage_error("the baseline is of another model than the one this was made from ({}, {})",
+                       baseline.model(), source);
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<BaselineText> baseline_text(const ModelDesc& model, std::span<const Token> text,
+                                   const EvalOptions& options) {
+  QUERN_ASSIGN(const std::vector<Window> windows, cut(model, text, options));
+  return text_of(windows, options);
+}
+
 Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, const Model* base,
                                          std::span<const Token> text, const EvalOptions& options) {
   QUERN_CHECK(!models.empty());
@@ -252,7 +331,12 @@ Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, c
   }
   QUERN_ASSIGN(const std::vector<Window> windows, cut(models[0]->desc(), text, options));
   QUERN_TRY(check_ids(models[0]->desc(), text));
-  Evaluation evaluation(models, base, options.kv);
+  if (options.baseline != nullptr) {
+    QUERN_CHECK(base == nullptr);
+    const BaselineText asked = text_of(windows, options);
+    for (const Model* model : models) QUERN_TRY(check_baseline(*options.baseline, *model, asked));
+  }
+  Evaluation evaluation(models, base, options);
   for (size_t i = 0; i < windows.size(); ++i) {
     if (!options.proceed(static_cast<double>(i) / static_cast<double>(windows.size()))) {
       return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});

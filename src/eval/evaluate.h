@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "eval/baseline.h"
 #include "model/model.h"
 
 namespace quern {
@@ -28,6 +29,10 @@ struct EvalOptions {
   int64_t n_ctx = 1024;
   int64_t max_windows = 0;  // 0: the whole text
   KvRecipe kv;              // of the evaluated models' caches; the base has halves
+  // In the place of a base: what was kept of one. Refused where it is of another text or protocol,
+  // or of another model than the one the evaluated model says it was made from.
+  const Baseline* baseline = nullptr;
+  BaselineWriter* save = nullptr;  // gathers what is to be kept of the first model
   // Asked between windows with the share done; false cancels.
   std::function<bool(double)> proceed = [](double) { return true; };
 };
@@ -42,6 +47,10 @@ struct EvalResult {
   bool has_base = false;
   double kl_mean = 0, kl_stderr = 0, kl_p99 = 0;
   double top1 = 0;  // share of positions where both rank the same token first
+  // By a baseline: KL where all but the likeliest tokens count as one, which is never more than KL;
+  // what of kl_stderr comes from drawing tokens; and the perplexity of the base.
+  bool has_baseline = false;
+  double kl_least = 0, kl_draw_stderr = 0, base_ppl = 0;
 };
 
 // Evaluates models side by side: every window is run by the base once and by each model in turn, so
@@ -51,6 +60,10 @@ Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, c
                                          std::span<const Token> text, const EvalOptions& options);
 Result<EvalResult> evaluate(const Model& model, const Model* base, std::span<const Token> text,
                             const EvalOptions& options);
+
+// What a baseline of this text is known by.
+Result<BaselineText> baseline_text(const ModelDesc& model, std::span<const Token> text,
+                                   const EvalOptions& options);
 
 // What a model is fed in each window, as evaluate feeds it.
 Result<std::vector<std::vector<Token>>> window_inputs(const ModelDesc& model,

@@ -79,6 +79,11 @@ Json to_json(const EvalResult& result) {
     json["kl_p99"] = result.kl_p99;
     json["top1"] = result.top1;
   }
+  if (result.has_baseline) {
+    json["kl_least"] = result.kl_least;
+    json["kl_draw_stderr"] = result.kl_draw_stderr;
+    json["base_ppl"] = result.base_ppl;
+  }
   return json;
 }
 

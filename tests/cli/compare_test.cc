@@ -67,5 +67,39 @@ TEST(CliCompare, WritesReportsAndAnswersTasks) {
   EXPECT_NE(refused.err.find(".html"), std::string::npos) << refused.err;
 }
 
+TEST(CliEval, MeasuresAgainstAFileInThePlaceOfTheBase) {
+  const ScratchFolder scratch;
+  const std::string out = scratch / "out", file = scratch / "base.kl";
+  ASSERT_EQ(run_quern({"compress", kTiny, "-o", out, "--recipe", "rtn(int(3))"}).code, 0);
+  const auto eval = [&](std::vector<std::string> args) {
+    args.insert(args.begin(), {"eval"});
+    args.insert(args.end(), {"--ctx", "128", "--windows", "2", "--json"});
+    return run_quern(args);
+  };
+  const Ran full = eval({out, "--base", kTiny});
+  const Ran saved = eval({kTiny, "--kl-divergence-base", file});  // llama.cpp's words
+  ASSERT_EQ(full.code + saved.code, 0) << full.err << saved.err;
+  for (const auto& words : {std::vector<std::string>{out, "--baseline", file},
+                            {out, "--kl-divergence-base", file, "--kl-divergence"}}) {
+    const Ran kept = eval(words);
+    ASSERT_EQ(kept.code, 0) << kept.err;
+    const Json a = Json::parse(full.out), b = Json::parse(kept.out);
+    const double error = b["kl_draw_stderr"];
+    EXPECT_GT(error, 0);
+    EXPECT_LT(error, .1 * a["kl_mean"].get<double>());
+    EXPECT_NEAR(b["kl_mean"].get<double>(), a["kl_mean"].get<double>(), 4 * error);
+    EXPECT_LT(b["kl_least"], a["kl_mean"]);
+    EXPECT_EQ(b["top1"], a["top1"]);
+    EXPECT_NEAR(b["base_ppl"].get<double>(), Json::parse(saved.out)["ppl"].get<double>(), 1e-3);
+  }
+  Ran refused = eval({out, "--baseline", file, "--protocol", "strided"});
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_NE(refused.err.find("bos_windows"), std::string::npos) << refused.err;
+  refused = eval({out, "--baseline", file, "--base", kTiny});
+  EXPECT_EQ(refused.code, 2) << refused.err;
+  refused = eval({out, "--baseline", std::string(kTiny) + "/model.safetensors"});
+  EXPECT_EQ(refused.code, 1) << refused.err;
+}
+
 }  // namespace
 }  // namespace quern
