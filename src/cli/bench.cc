@@ -252,7 +252,7 @@ Action declare_bench(CLI::App& app) {
       ->check(CLI::Range(1, 1000));
   app.add_option("-s,--seed", o->speed.seed, "seed of the random prompt");
   add_activations(app, o->synthetic.activations);
-  add_kv(app, o->speed.kv);
+  add_kv(app, o->synthetic.activations, o->speed.kv);
   add_threads(app);
   add_json(app, o->json);
   app.footer(

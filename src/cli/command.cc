@@ -67,16 +67,23 @@ void add_json(CLI::App& app, bool& json) {
   app.add_flag("--json", json, "machine-readable output");
 }
 
-void add_kv(CLI::App& app, KvRecipe& kv) {
+KvRecipe usual_kv(Activations activations) {
+  return KvRecipe::plain(activations == Activations::kExact ? DType::kF16 : DType::kBF16);
+}
+
+void add_kv(CLI::App& app, const Activations& activations, KvRecipe& kv) {
   const auto parse = [&kv](const std::string& text) {
     auto recipe = KvRecipe::parse(text);
     if (!recipe) throw CLI::ValidationError("--kv", recipe.error().message);
     kv = *std::move(recipe);
   };
-  app.add_option_function<std::string>("--kv,--cache-type", parse,
-                                       "how keys and values are kept: f16, f32, q8, q4, kivi-2bit, "
-                                       "..., or kv(k=int(4), v=int(4))")
-      ->default_str("f16");
+  const CLI::Option* option = app.add_option_function<std::string>(
+      "--kv,--cache-type", parse,
+      "how keys and values are kept: bf16, f16, f32, q8, q4, kivi-2bit, ..., or kv(k=int(4), "
+      "v=int(4)); default: bf16, with --activations exact f16");
+  app.parse_complete_callback([option, &activations, &kv] {
+    if (option->count() == 0) kv = usual_kv(activations);
+  });
 }
 
 bool interrupted() { return interrupt_count > 0; }

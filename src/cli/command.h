@@ -38,7 +38,8 @@ void add_model(CLI::App& app, std::string& model);              // positional or
 void add_threads(CLI::App& app);                                // -t, applied by parsing
 void add_activations(CLI::App& app, Activations& activations);  // --activations, int8 unless given
 void add_json(CLI::App& app, bool& json);
-void add_kv(CLI::App& app, KvRecipe& kv);  // --kv
+KvRecipe usual_kv(Activations activations);  // bfloat16 beside 8-bit activations, else halves
+void add_kv(CLI::App& app, const Activations& activations, KvRecipe& kv);  // --kv
 // --text, --ctx, --windows, --protocol
 void add_evaluation(CLI::App& app, std::string& text, EvalOptions& options);
 

@@ -425,7 +425,7 @@ Action declare_compare(CLI::App& app) {
   app.add_flag("--csv", o->csv, "comma-separated output");
   app.add_flag("--markdown", o->markdown, "output as a page of Markdown");
   add_activations(app, o->activations);
-  add_kv(app, o->eval.kv);
+  add_kv(app, o->activations, o->eval.kv);
   add_threads(app);
   add_json(app, o->json);
   app.footer(

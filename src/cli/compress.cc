@@ -70,6 +70,7 @@ Status measure(const Gate& gate, const std::string& original, const std::string&
   QUERN_ASSIGN(const auto model, Model::open(folder, gate.activations));
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(original));
   EvalOptions options = gate.eval;
+  options.kv = usual_kv(gate.activations);
   options.n_ctx = std::min(options.n_ctx, base->desc().n_context);
   options.proceed = [&](double done) {
     bar.show(done, "measure");

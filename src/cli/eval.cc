@@ -273,7 +273,7 @@ Action declare_eval(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 16));
   add_baseline(app, o->baseline);
   add_activations(app, o->activations);
-  add_kv(app, o->eval.kv);
+  add_kv(app, o->activations, o->eval.kv);
   app.add_option("--caches", o->caches,
                  "several caches, separated by semicolons: a table of what each costs");
   app.add_flag("--csv", o->csv, "of --caches: as comma-separated values");

@@ -105,7 +105,7 @@ Action declare_run(CLI::App& app) {
       ->check(CLI::Range(0, 1 << 30));
   app.add_option("-c,--ctx-size", o->n_ctx, "context; 0: from the model")
       ->check(CLI::Range(0, 1 << 30));
-  add_kv(app, o->generate.kv);
+  add_kv(app, o->activations, o->generate.kv);
   app.add_option("--prompt-cache", o->prompt_cache,
                  "file that keeps the cache of the prompt for the next run; without a prompt, the "
                  "text to continue");

@@ -20,6 +20,7 @@
 #include "base/check.h"
 #include "base/checked.h"
 #include "base/parallel.h"
+#include "kernels/attention_pairs.h"
 
 namespace quern {
 namespace {
@@ -163,9 +164,10 @@ class SpanOfTile {
   // out [n, d_head]; lse of row i at i * ld_lse.
   void run(float* out, float* lse, int64_t ld_lse) {
     out_ = out;
+    for (int64_t i = 0; i < n_; ++i) std::copy_n(a_.q + tile_.offset(i, a_.ld_q), d_, q_ + i * d_);
+    if (a_.segments[0].blocks->is_paired()) return run_paired(lse, ld_lse);
     std::fill_n(out, n_ * d_, 0.0f);
     std::fill_n(scores_, n_ * ld_, 0.0f);
-    for (int64_t i = 0; i < n_; ++i) std::copy_n(a_.q + tile_.offset(i, a_.ld_q), d_, q_ + i * d_);
     for (const Visible& segment : segments()) {
       queries_are_rounded_ = false;
       for (int64_t b = segment.any.begin; b < segment.any.end; ++b) score(segment, b);
@@ -179,6 +181,21 @@ class SpanOfTile {
  private:
   std::span<const Visible> segments() const {
     return {scratch_.segments.data(), a_.segments.size()};
+  }
+
+  void run_paired(float* lse, int64_t ld_lse) const {
+    QUERN_CHECK(a_.segments.size() == 1);
+    std::array<int64_t, kMaxTile> first, last;
+    for (size_t i = 0; i < static_cast<size_t>(n_); ++i) {
+      first[i] = seen_[i].begin;
+      last[i] = seen_[i].end;
+    }
+    PairedSpan span{a_.segments[0].blocks, n_, first.data(), last.data(), q_, d_};
+    span.scale = a_.scale;
+    span.soft_cap = a_.soft_cap;
+    span.weights = a_.weights == nullptr ? nullptr : a_.weights + tile_.first * a_.n_ctx;
+    span.ld_weights = a_.n_ctx;
+    attend_paired(span, table_, out_, lse, ld_lse);
   }
 
   void look(const KvSegment& segment, Visible& visible) {
@@ -453,23 +470,13 @@ const float* floats_of(const KvOperand& operand, int64_t n, float* floats,
   return floats;
 }
 
-KvOperand StoredBlocks::keys(int64_t block, const KvScratch& scratch) const {
-  return load(keys_, block * kKeyBlock * d_head_, kKeyBlock * d_head_, scratch);
-}
-
-KvOperand StoredBlocks::values(int64_t block, const KvScratch& scratch) const {
-  const int64_t n = std::min(kKeyBlock, n_ctx_ - block * kKeyBlock);
-  return load(values_, block * kKeyBlock * d_head_, n * d_head_, scratch);
-}
-
-KvOperand StoredBlocks::load(const void* store, int64_t first, int64_t n,
-                             const KvScratch& scratch) const {
+KvOperand StoredBlocks::load(const void* store, int64_t block) const {
+  const int64_t first = block * kKeyBlock * d_head_;
   const char* from = static_cast<const char*>(store) + first * dtype_bits(dtype_) / 8;
   if (dtype_ == DType::kF32) return {.floats = reinterpret_cast<const float*>(from)};
   if (dtype_ == DType::kF16) return {.halves = from};
   QUERN_CHECK(dtype_ == DType::kBF16);
-  kernels().bf16_to_float(from, n, scratch.floats);
-  return {.floats = scratch.floats};
+  return {.pairs = reinterpret_cast<const uint16_t*>(from)};
 }
 
 void attend(const AttendArgs& args, const KernelTable& table) {

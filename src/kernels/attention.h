@@ -12,7 +12,8 @@
 // A query's result has the same bits however queries are batched and whatever the threads and the
 // ISA. Of keys and values that are floats or halves, a score gathers channels and a result gathers
 // positions in ascending order by fused multiply-add, starting from zero; and the softmax of a span
-// runs over the visible range alone.
+// runs over the visible range alone. Keys and values that are bfloat16 meet queries and weights
+// that are rounded to it, in the order of kernels/pair_product.h: there the tiles of AMX serve.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +39,7 @@ struct KvOperand {
   const void* halves = nullptr;
   const LevelBlock* levels = nullptr;
   const BlockCorrection* added = nullptr;  // to levels; or null
+  const uint16_t* pairs = nullptr;         // as kernels/pair_product.h reads them
 };
 
 // Memory for one block, where its store has to write what is read.
@@ -81,26 +83,35 @@ class KvBlocks {
   virtual ~KvBlocks() = default;
   virtual KvOperand keys(int64_t block, const KvScratch& scratch) const = 0;
   virtual KvOperand values(int64_t block, const KvScratch& scratch) const = 0;
+  // Whether all blocks are pairs; else none is. Of these a block is whole, what is in it beyond
+  // what a query sees is finite, and no other segment is beside them.
+  virtual bool is_paired() const { return false; }
 };
 
-// The n numbers of an operand as floats: its own, or written to `floats`, with what is added.
+// The n numbers of an operand that is no pairs as floats: its own, or written to `floats`, with
+// what is added.
 const float* floats_of(const KvOperand& operand, int64_t n, float* floats,
                        const KernelTable& table = kernels());
 
-// What is stored as attention reads it, floats or halves: keys [blocks, d_head, kKeyBlock], values
-// [n_ctx, d_head].
+// What is stored as attention reads it, floats, halves or bfloat16: keys [blocks, d_head,
+// kKeyBlock], values [n_ctx, d_head]; bfloat16 in pairs, whole blocks of both.
 class StoredBlocks final : public KvBlocks {
  public:
-  StoredBlocks(const void* keys, const void* values, DType dtype, int64_t n_ctx, int64_t d_head)
-      : keys_(keys), values_(values), dtype_(dtype), n_ctx_(n_ctx), d_head_(d_head) {}
-  KvOperand keys(int64_t block, const KvScratch& scratch) const override;
-  KvOperand values(int64_t block, const KvScratch& scratch) const override;
+  StoredBlocks(const void* keys, const void* values, DType dtype, int64_t d_head)
+      : keys_(keys), values_(values), dtype_(dtype), d_head_(d_head) {}
+  KvOperand keys(int64_t block, const KvScratch& /*scratch*/) const override {
+    return load(keys_, block);
+  }
+  KvOperand values(int64_t block, const KvScratch& /*scratch*/) const override {
+    return load(values_, block);
+  }
+  bool is_paired() const override { return dtype_ == DType::kBF16; }
 
  private:
-  KvOperand load(const void* store, int64_t first, int64_t n, const KvScratch& scratch) const;
+  KvOperand load(const void* store, int64_t block) const;
   const void *keys_, *values_;
   DType dtype_;  // kF32, kF16 or kBF16
-  int64_t n_ctx_, d_head_;
+  int64_t d_head_;
 };
 
 // Positions [first[i], last[i]) are visible to query i. Segments follow one another: where two are

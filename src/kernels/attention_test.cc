@@ -15,7 +15,7 @@ namespace {
 struct Problem {
   int64_t n_q, n_ctx, d_head;
   std::vector<float> q, k, v, turned;
-  std::vector<uint16_t> turned_half, v_half;
+  std::vector<uint16_t> turned_half, v_half, k_pairs, v_pairs;
   std::vector<int64_t> first, last;
   float soft_cap = 0;
   DType dtype = DType::kF32;
@@ -32,8 +32,10 @@ struct Problem {
     draw(q, n_q * d_head);
     draw(k, n_ctx * d_head);
     draw(v, n_ctx * d_head);
-    for (std::vector<float>* x : {&k, &v}) {  // exact in either type
-      for (float& value : *x) value = f16_to_float(float_to_f16(value));
+    for (std::vector<float>* x : {&q, &k, &v}) {  // exact in every type
+      for (float& value : *x) {
+        value = bf16_to_float(float_to_bf16(f16_to_float(float_to_f16(value))));
+      }
     }
     // Positions past the last are never to show.
     turned.assign(static_cast<size_t>(round_up(n_ctx, kKeyBlock) * d_head), std::nanf(""));
@@ -44,6 +46,16 @@ struct Problem {
     }
     for (float value : turned) turned_half.push_back(float_to_f16(value));
     for (float value : v) v_half.push_back(float_to_f16(value));
+    // Whole blocks of pairs; what is never to show is large.
+    k_pairs.assign(turned.size(), float_to_bf16(1e30f));
+    v_pairs.assign(turned.size(), float_to_bf16(1e30f));
+    for (int64_t p = 0; p < n_ctx; ++p) {
+      const int64_t block = p / kKeyBlock * kKeyBlock * d_head, row = p % kKeyBlock;
+      for (int64_t c = 0; c < d_head; ++c) {
+        k_pairs[block + pair_place(kKeyBlock, c, row)] = float_to_bf16(k[p * d_head + c]);
+        v_pairs[block + pair_place(d_head, row, c)] = float_to_bf16(v[p * d_head + c]);
+      }
+    }
     for (int64_t i = 0; i < n_q; ++i) {  // causal, every third query with a window of 40
       const int64_t end = n_ctx - n_q + i + 1;
       last.push_back(std::max<int64_t>(end, 0));
@@ -53,9 +65,15 @@ struct Problem {
 
   // Valid until the next call.
   AttendArgs args(float* out, float* lse = nullptr, int64_t first_query = 0) const {
-    const bool half = dtype == DType::kF16;
-    blocks.emplace(half ? static_cast<const void*>(turned_half.data()) : turned.data(),
-                   half ? static_cast<const void*>(v_half.data()) : v.data(), dtype, n_ctx, d_head);
+    const void *keys = turned.data(), *values = v.data();
+    if (dtype == DType::kF16) {
+      keys = turned_half.data();
+      values = v_half.data();
+    } else if (dtype == DType::kBF16) {
+      keys = k_pairs.data();
+      values = v_pairs.data();
+    }
+    blocks.emplace(keys, values, dtype, d_head);
     segment = {&*blocks, first.data() + first_query, last.data() + first_query};
     AttendArgs a;
     a.q = q.data();
@@ -82,7 +100,8 @@ std::vector<float> attend_all(const Problem& p, const KernelTable& table = kerne
 // The definition in double, and for each query a bound of the float kernel's error: a score is off
 // by at most `score_error` (d_head products of q and k, each rounded, and four more roundings); the
 // weights then by a factor e^(2 score_error) and the roundings of exp and of the sum over n; the
-// output by that share of sum |p v| and by one rounding per position.
+// output by that share of sum |p v| and by one rounding per position. In bfloat16 weights lose the
+// 2^-9 of a rounding, each and in their sum.
 void expect_close(const Problem& p, const std::vector<float>& out, const std::vector<float>& lse) {
   constexpr double kEps = 0x1p-24;
   const double scale = 1 / std::sqrt(static_cast<double>(p.d_head));
@@ -104,7 +123,8 @@ void expect_close(const Problem& p, const std::vector<float>& out, const std::ve
           std::max(score_error, size * scale * (static_cast<double>(p.d_head) + 4) * kEps);
       sum += std::exp(score[j]);
     }
-    const double relative = 2 * score_error + (static_cast<double>(n) * 1.1 + 40) * kEps;
+    double relative = 2 * score_error + (static_cast<double>(n) * 1.1 + 40) * kEps;
+    if (p.dtype == DType::kBF16) relative += 2.1 * 0x1p-9;
     for (int64_t c = 0; c < p.d_head; ++c) {
       double exact = 0, size = 0;
       for (int64_t j = 0; j < n; ++j) {
@@ -130,6 +150,7 @@ TEST(Attention, MatchesTheDefinitionInDouble) {
         if (n_ctx > 1000 && n_q % 16 != 1) continue;
         Problem p(n_q, n_ctx, d_head, ++seed);
         p.soft_cap = seed % 2 == 0 ? 3.0f : 0.0f;
+        p.dtype = seed / 2 % 2 == 0 ? DType::kF32 : DType::kBF16;
         std::vector<float> out(static_cast<size_t>(n_q * d_head)), lse(static_cast<size_t>(n_q));
         attend(p.args(out.data(), lse.data()));
         SCOPED_TRACE(fmt::format("d_head={} n_q={} n_ctx={}", d_head, n_q, n_ctx));
@@ -141,7 +162,8 @@ TEST(Attention, MatchesTheDefinitionInDouble) {
 
 TEST(Attention, AQueryAloneHasTheBitsOfAQueryInATile) {
   for (int64_t n_ctx : {40, 129, 300, 1040, 5000}) {  // queries on both sides of a span's end
-    const Problem p(37, n_ctx, 80, 5);
+    Problem p(37, n_ctx, n_ctx == 300 ? 64 : 80, 5);
+    p.dtype = n_ctx % 2 == 0 ? DType::kBF16 : DType::kF32;
     const std::vector<float> together = attend_all(p);
     std::vector<float> alone(together.size());
     for (int64_t i = 0; i < p.n_q; ++i) {
@@ -155,12 +177,14 @@ TEST(Attention, AQueryAloneHasTheBitsOfAQueryInATile) {
 }
 
 TEST(Attention, EveryIsaGivesTheSameBits) {
-  for (DType dtype : {DType::kF32, DType::kF16}) {
-    Problem p(18, 150, 72, 6);
-    p.dtype = dtype;
-    p.soft_cap = 20;
-    const std::vector<float> want = attend_all(p, kernels(Isa::kRef));
-    for (Isa isa : testing::fast_isas()) EXPECT_EQ(attend_all(p, kernels(isa)), want);
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (const int64_t d_head : {64, 72}) {
+      Problem p(18, 150, d_head, 6);
+      p.dtype = dtype;
+      p.soft_cap = 20;
+      const std::vector<float> want = attend_all(p, kernels(Isa::kRef));
+      for (Isa isa : testing::fast_isas()) EXPECT_EQ(attend_all(p, kernels(isa)), want);
+    }
   }
 }
 
@@ -174,7 +198,8 @@ TEST(Attention, StoredHalvesGiveTheBitsOfTheirFloats) {
 TEST(Attention, HeadsTogetherHaveTheBitsOfHeadsAlone) {
   constexpr int64_t kHeads = 7;
   for (int64_t n_q : {1, 5, 40}) {
-    const Problem p(n_q, 300, 64, 10);
+    Problem p(n_q, 300, 64, 10);
+    p.dtype = n_q == 5 ? DType::kF32 : DType::kBF16;
     const int64_t ld = kHeads * p.d_head + 5;
     std::vector<float> q(static_cast<size_t>(n_q * ld)), together(q.size()), alone(q.size());
     std::vector<float> lse(static_cast<size_t>(n_q * kHeads));
@@ -213,8 +238,8 @@ TEST(Attention, SegmentsAreInvisible) {
     for (int64_t j = last_cut * p.d_head; j < 300 * p.d_head; ++j) early.v[j] = std::nanf("");
     std::vector<float> out(want.size());
     AttendArgs a = p.args(out.data());
-    const StoredBlocks one(early.turned.data(), early.v.data(), DType::kF32, 300, 64);
-    const StoredBlocks two(late.turned.data(), late.v.data(), DType::kF32, 300, 64);
+    const StoredBlocks one(early.turned.data(), early.v.data(), DType::kF32, 64);
+    const StoredBlocks two(late.turned.data(), late.v.data(), DType::kF32, 64);
     const KvSegment segments[] = {{&one, p.first.data(), cut.data()},
                                   {&two, cut.data(), p.last.data()}};
     a.segments = segments;
@@ -225,8 +250,9 @@ TEST(Attention, SegmentsAreInvisible) {
 
 // Few jobs go span by span, many one by one.
 TEST(Attention, JobsHaveTheBitsOfCallsWithAnyNumberOfThreads) {
-  const Problem p(5, 3000, 64, 13);
+  Problem p(5, 3000, 64, 13);
   for (const int64_t n_jobs : {1, 3, 40}) {
+    p.dtype = n_jobs == 1 ? DType::kF32 : DType::kBF16;
     std::vector<float> out(static_cast<size_t>(n_jobs * p.n_q * p.d_head)), want(out.size());
     std::vector<AttendArgs> jobs;
     for (int64_t j = 0; j < n_jobs; ++j) {
@@ -252,8 +278,7 @@ TEST(Attention, JobsHaveTheBitsOfCallsWithAnyNumberOfThreads) {
   }
 }
 
-TEST(Attention, WeightsAreTheSoftmaxOfWhatIsSeen) {
-  const Problem p(20, 1090, 16, 8);
+void expect_weights(const Problem& p) {
   std::vector<float> out(static_cast<size_t>(p.n_q * p.d_head));
   std::vector<float> weights(static_cast<size_t>(p.n_q * p.n_ctx), 5.0f);
   AttendArgs a = p.args(out.data());
@@ -274,14 +299,24 @@ TEST(Attention, WeightsAreTheSoftmaxOfWhatIsSeen) {
   }
 }
 
+TEST(Attention, WeightsAreTheSoftmaxOfWhatIsSeen) {
+  Problem p(20, 1090, 16, 8);
+  expect_weights(p);
+  p.dtype = DType::kBF16;
+  expect_weights(p);
+}
+
 TEST(Attention, AQueryThatSeesNothingGivesZeros) {
   Problem p(3, 10, 8, 9);
   p.first[1] = p.last[1] = 4;
-  std::vector<float> out(24, 1.0f), lse(3);
-  attend(p.args(out.data(), lse.data()));
-  for (int64_t c = 0; c < 8; ++c) EXPECT_EQ(out[8 + c], 0.0f);
-  EXPECT_EQ(lse[1], -std::numeric_limits<float>::infinity());
-  expect_close(p, out, lse);
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    p.dtype = dtype;
+    std::vector<float> out(24, 1.0f), lse(3);
+    attend(p.args(out.data(), lse.data()));
+    for (int64_t c = 0; c < 8; ++c) EXPECT_EQ(out[8 + c], 0.0f);
+    EXPECT_EQ(lse[1], -std::numeric_limits<float>::infinity());
+    expect_close(p, out, lse);
+  }
 }
 
 }  // namespace

@@ -37,10 +37,10 @@ bool has_f16c() {
 // The processor may have tiles that the system keeps from a process until it asks.
 bool has_amx() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-  constexpr unsigned kTileAndInt8 = 1U << 24 | 1U << 25;
+  constexpr unsigned kTilesInt8Bf16 = 1U << 24 | 1U << 25 | 1U << 22;
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 &&
-         (edx & kTileAndInt8) == kTileAndInt8 &&
+         (edx & kTilesInt8Bf16) == kTilesInt8Bf16 &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 

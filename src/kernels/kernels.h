@@ -18,6 +18,7 @@
 #include "base/status.h"
 #include "kernels/activation.h"
 #include "kernels/level_block.h"
+#include "kernels/pair_product.h"
 #include "kernels/panels.h"
 
 namespace quern {
@@ -45,6 +46,9 @@ struct KernelTable {
   void (*bf16_to_float)(const void* src, int64_t n, float* dst);
   void (*f16_to_float)(const void* src, int64_t n, float* dst);
   void (*float_to_f16)(const float* src, int64_t n, void* dst);  // nearest even
+  // y[i] = x[i] held within +-2^100, to 8 significant bits (kernels/vec_math.h), zero where |x[i]|
+  // < 2^-50: a float that is a bfloat16. y may be x.
+  void (*round_bf16)(const float* x, int64_t n, float* y);
 
   // sum_k a[k] b[k], in the 16-lane order.
   float (*dot)(const float* a, const float* b, int64_t k);
@@ -94,6 +98,9 @@ struct KernelTable {
   // x = softmax(a x), by subtracting the maximum, as exp(a x - max) * (1 / sum); lse, unless null,
   // becomes log(sum exp(a x)). Where all are -inf (or n is 0): zeros and -inf.
   void (*softmax)(float a, int64_t n, float* x, float* lse);
+  // The same in bfloat16, for products of pairs: x = round_bf16(exp(a x - max)), and 1 / sum x is
+  // returned, by which the softmax is x times that; 0 where all are -inf. lse as of these x.
+  float (*softmax_bf16)(float a, int64_t n, float* x, float* lse);
   // log(sum exp(x)) without writing.
   float (*log_sum_exp)(const float* x, int64_t n);
   float (*max)(const float* x, int64_t n);
@@ -130,6 +137,9 @@ struct KernelTable {
                          float* scales);
   // y[i, r] gathers the panels' groups (see kernels/panels.h); r < w.n_rows.
   void (*panel_dot)(const Panels& w, const Int8Rows& x, float* y, int64_t ld_y);
+
+  // Rows against blocks of bfloat16 (see kernels/pair_product.h).
+  void (*pair_product)(const PairProduct& product);
 
   // n rows of a, rounded to meet a block; and their product, added to y (see
   // kernels/level_block.h). What rounds them reads of the block all but its levels, in kDown scales

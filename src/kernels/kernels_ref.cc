@@ -73,6 +73,13 @@ void float_to_f16_ref(const float* src, int64_t n, void* dst) {
   }
 }
 
+void round_bf16_ref(const float* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Lane high = Lane::max({-kMostBf16}, {x[i]});
+    y[i] = vec_math::round_bf16(Lane::min({kMostBf16}, high)).v;
+  }
+}
+
 float dot_ref(const float* a, const float* b, int64_t k) {
   float lanes[16] = {};
   for (int64_t i = 0; i < k; i += 16) {
@@ -221,6 +228,24 @@ void softmax_ref(float a, int64_t n, float* x, float* lse) {
   if (lse != nullptr) *lse = top + log_of(sum);
 }
 
+float softmax_bf16_ref(float a, int64_t n, float* x, float* lse) {
+  scale_ref(a, n, x);
+  const float top = max_ref(x, n);
+  if (lse != nullptr) *lse = top;
+  if (top == -kInfinity) {
+    for (int64_t i = 0; i < n; ++i) x[i] = 0;
+    return 0;
+  }
+  float sums[16] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] = vec_math::round_bf16(Lane{exp_of(x[i] - top)}).v;
+    sums[i % 16] = sums[i % 16] + x[i];
+  }
+  const float sum = sum_lanes(sums);
+  if (lse != nullptr) *lse = top + log_of(sum);
+  return 1.0f / sum;
+}
+
 float log_sum_exp_ref(const float* x, int64_t n) {
   const float top = max_ref(x, n);
   if (top == -kInfinity) return top;
@@ -284,6 +309,7 @@ void fill_ref(KernelTable& table) {
   table.bf16_to_float = bf16_to_float_ref;
   table.f16_to_float = f16_to_float_ref;
   table.float_to_f16 = float_to_f16_ref;
+  table.round_bf16 = round_bf16_ref;
   table.dot = dot_ref;
   table.dot_tile = dot_tile_ref;
   table.axpy_rows = axpy_rows_ref;
@@ -299,6 +325,7 @@ void fill_ref(KernelTable& table) {
   table.activate_gated = activate_gated_ref;
   table.soft_cap = soft_cap_ref;
   table.softmax = softmax_ref;
+  table.softmax_bf16 = softmax_bf16_ref;
   table.log_sum_exp = log_sum_exp_ref;
   table.max = max_ref;
   table.rope = rope_ref;

@@ -6,13 +6,14 @@
 // V must have internal linkage (see vec_math.h). Besides the members listed there it has: load,
 // store, load_first(p, n) (zeros beyond lane n), store_first(p, n), keep_first(v, n, fill), negate,
 // sum and max_of (the trees of kernels.h), from_half(p), from_bf16(p), to_half(v, p), and what
-// lanes_blocks.h and lanes_hadamard.h name.
+// lanes_blocks.h, lanes_hadamard.h and lanes_pairs.h name.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/lanes_blocks.h"
 #include "kernels/lanes_hadamard.h"
+#include "kernels/lanes_pairs.h"
 #include "kernels/tables.h"
 #include "kernels/vec_math.h"
 
@@ -72,6 +73,13 @@ struct RowKernels {
       V::to_half(V::load_first(src + i, static_cast<int>(n - i)), tail);
       __builtin_memcpy(to + 2 * i, tail, static_cast<size_t>(2 * (n - i)));
     }
+  }
+
+  static void round_bf16(const float* x, int64_t n, float* y) {
+    for_row(n, [&](auto at) {
+      const V high = V::max(V::set(-kMostBf16), at(x));
+      at.store(vec_math::round_bf16(V::min(V::set(kMostBf16), high)), y);
+    });
   }
 
   static float dot(const float* a, const float* b, int64_t k) {
@@ -189,6 +197,34 @@ struct RowKernels {
     scale(1.0f / sum, n, x);
     if (lse != nullptr) *lse = top + log_of(sum);
   }
+  static float softmax_bf16(float a, int64_t n, float* x, float* lse) {
+    const V factor = V::set(a);
+    V tops[4] = {V::set(-kInfinity), V::set(-kInfinity), V::set(-kInfinity), V::set(-kInfinity)};
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {  // the order of a maximum does not show
+      for (int u = 0; u < 4; ++u)
+        tops[u] = V::max(tops[u], V::mul(V::load(x + i + 16 * u), factor));
+    }
+    for_row(n - i, [&](auto at) {
+      tops[0] = V::max(tops[0], padded(at, V::mul(at(x + i), factor), -kInfinity));
+    });
+    const float top = V::max_of(V::max(V::max(tops[0], tops[1]), V::max(tops[2], tops[3])));
+    if (lse != nullptr) *lse = top;
+    if (top == -kInfinity) {
+      for_row(n, [&](auto at) { at.store(V::set(0), x); });
+      return 0;
+    }
+    V sums = V::set(0);
+    for_row(n, [&](auto at) {
+      const V e = vec_math::exp(V::sub(V::mul(at(x), factor), V::set(top)));
+      const V rounded = vec_math::round_bf16(e);
+      at.store(rounded, x);
+      sums = V::add(sums, padded(at, rounded, 0.0f));
+    });
+    const float sum = V::sum(sums);
+    if (lse != nullptr) *lse = top + log_of(sum);
+    return 1.0f / sum;
+  }
   static float log_sum_exp(const float* x, int64_t n) {
     const float top = max(x, n);
     if (top == -kInfinity) return top;
@@ -225,6 +261,9 @@ struct RowKernels {
     table.activate_gated = activate_gated;
     table.soft_cap = soft_cap;
     table.softmax = softmax;
+    table.softmax_bf16 = softmax_bf16;
+    table.round_bf16 = round_bf16;
+    table.pair_product = PairKernels<V>::pair_product;
     table.log_sum_exp = log_sum_exp;
     table.max = max;
     table.rope = rope;

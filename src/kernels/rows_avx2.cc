@@ -10,6 +10,7 @@ struct Lanes {
   static constexpr int kBlockRows = 2, kBlockColumns = 2;  // axpy_rows: 8 sums of 16 registers
   static constexpr int kFwhtStages = 3, kMixColumns = 2;
   static constexpr int kHalfRows = 2, kHalfColumns = 2;
+  static constexpr int kPairRows = 2, kPairColumns = 1;  // 4 sums, even and odd
   __m256 lo, hi;
 
   static Lanes set(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
@@ -111,6 +112,18 @@ struct Lanes {
   }
   static Lanes from_bf16(const char* p) {
     return {from_bf16_8(load8(p)), from_bf16_8(load8(p + 16))};
+  }
+  static __m256i load_pairs(const uint16_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static Lanes first_of_pairs(const uint16_t* p) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(load_pairs(p), 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(load_pairs(p + 16), 16))};
+  }
+  static Lanes second_of_pairs(const uint16_t* p) {
+    const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+    return {_mm256_castsi256_ps(_mm256_and_si256(load_pairs(p), upper)),
+            _mm256_castsi256_ps(_mm256_and_si256(load_pairs(p + 16), upper))};
   }
   static void to_half8(__m256 a, char* p) {
     const __m128i half = _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

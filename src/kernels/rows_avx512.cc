@@ -9,6 +9,7 @@ struct Lanes {
   static constexpr int kBlockRows = 4, kBlockColumns = 4;  // axpy_rows: 16 sums of 32 registers
   static constexpr int kFwhtStages = 4, kMixColumns = 4;
   static constexpr int kHalfRows = 8, kHalfColumns = 2;  // each half becomes a float once for 8
+  static constexpr int kPairRows = 4, kPairColumns = 2;  // 16 sums
   __m512 v;
 
   static Lanes set(float a) { return {_mm512_set1_ps(a)}; }
@@ -60,6 +61,13 @@ struct Lanes {
   static Lanes from_bf16(const char* p) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  static Lanes first_of_pairs(const uint16_t* p) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))};
+  }
+  static Lanes second_of_pairs(const uint16_t* p) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), upper))};
   }
   static void to_half(Lanes a, char* p) {
     const __m256i half = _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -13,6 +13,7 @@ KernelTable make_table(Isa isa) {
   fill_panels_ref(table);
   fill_levels_ref(table);
   fill_level_block_ref(table);
+  fill_pairs_ref(table);
   if (isa == Isa::kAvx2) {
     fill_rows_avx2(table);
     fill_tile_avx2(table);
@@ -28,7 +29,10 @@ KernelTable make_table(Isa isa) {
     fill_levels_avx512(table);
     fill_level_block_avx512(table);
   }
-  if (isa == Isa::kAmx) fill_panels_amx(table);
+  if (isa == Isa::kAmx) {
+    fill_panels_amx(table);
+    fill_pairs_amx(table);
+  }
   return table;
 }
 

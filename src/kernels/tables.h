@@ -11,6 +11,7 @@ void fill_ref(KernelTable& table);
 void fill_panels_ref(KernelTable& table);
 void fill_levels_ref(KernelTable& table);
 void fill_level_block_ref(KernelTable& table);
+void fill_pairs_ref(KernelTable& table);
 void fill_rows_avx2(KernelTable& table);
 void fill_tile_avx2(KernelTable& table);
 void fill_subtract_rows_avx2(KernelTable& table);
@@ -23,5 +24,6 @@ void fill_panels_avx512(KernelTable& table);
 void fill_levels_avx512(KernelTable& table);
 void fill_level_block_avx512(KernelTable& table);
 void fill_panels_amx(KernelTable& table);  // over those of AVX-512
+void fill_pairs_amx(KernelTable& table);   // likewise
 
 }  // namespace quern

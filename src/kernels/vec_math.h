@@ -23,6 +23,7 @@
 #include <cstdint>
 
 #include "kernels/activation.h"
+#include "kernels/pair_product.h"
 
 namespace quern {
 
@@ -62,6 +63,15 @@ static inline V exp(V x) {
   V shifted;
   const V r = reduce_exponent(x, shifted);
   return V::times_power(V::add(exp_minus_one_reduced(r), V::set(1.0f)), shifted);
+}
+
+// To 8 significant bits by Veltkamp's splitting, which gives a nearest number of 8 bits; what is
+// too small for pair_product.h becomes zero. |x| is at most 2^100.
+template <class V>
+static inline V round_bf16(V x) {
+  const V c = V::mul(x, V::set(65537.0f));
+  const V rounded = V::sub(c, V::sub(c, x));
+  return V::select_less(V::abs(x), V::set(kLeastBf16), V::set(0.0f), rounded);
 }
 
 template <class V>

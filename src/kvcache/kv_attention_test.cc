@@ -94,7 +94,7 @@ TEST(KvAttention, RoundedRowsCostLittle) {
       x = floats_of(blocks.values(b, memory.view(kDims)), n * kDims, block.data());
       values.insert(values.end(), x, x + n * kDims);
     }
-    const StoredBlocks floats(keys.data(), values.data(), DType::kF32, kPositions, kDims);
+    const StoredBlocks floats(keys.data(), values.data(), DType::kF32, kDims);
     const std::vector<float> got = p.attend(kPositions - 1, 1);
     const std::vector<float> want = p.attend(kPositions - 1, 1, kernels(), &floats);
     double error = 0, energy = 0;

@@ -2,6 +2,8 @@
 #include "kvcache/kv_cache.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 
 #include "base/check.h"
 #include "base/checked.h"
@@ -17,6 +19,30 @@ void put_turned(const T* x, int64_t n, int64_t row, T* block) {
   for (int64_t c = 0; c < n; ++c) block[c * kKeyBlock + row] = x[c];
 }
 
+// A row of n numbers to bfloat16, n even; what is no number becomes the largest, so that a weight
+// of zero hides it.
+void to_bf16(const float* x, int64_t n, AlignedVector<uint16_t>& y) {
+  thread_local AlignedVector<float> rounded;
+  rounded.resize(static_cast<size_t>(n));
+  y.resize(static_cast<size_t>(n));
+  kernels().round_bf16(x, n, rounded.data());
+  for (size_t i = 0; i < y.size(); ++i) {
+    const float value = rounded[i] == rounded[i] ? rounded[i] : kMostBf16;
+    y[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+  }
+}
+
+// Row `row` of a block of keys in pairs, and of one of values.
+void put_pairs(const uint16_t* x, int64_t n, int64_t row, std::byte* block) {
+  for (int64_t c = 0; c < n; c += 2) {
+    std::memcpy(block + pair_place(kKeyBlock, c, row) * 2, x + c, 4);
+  }
+}
+void put_halves_of_pairs(const uint16_t* x, int64_t n, int64_t row, std::byte* block) {
+  auto* to = reinterpret_cast<uint16_t*>(block) + pair_place(n, row, 0);
+  for (int64_t c = 0; c < n; ++c) to[2 * c] = x[c];
+}
+
 }  // namespace
 
 LayerKv::LayerKv(KvShape shape, int64_t capacity, std::shared_ptr<const KvRecipe> recipe)
@@ -25,7 +51,8 @@ LayerKv::LayerKv(KvShape shape, int64_t capacity, std::shared_ptr<const KvRecipe
       exact_(recipe_->exact),
       capacity_(capacity),
       exact_blocks_(kKeyBlock * row_bytes(), shape_.n_kv_heads * 2) {
-  QUERN_CHECK(exact_ == DType::kF16 || exact_ == DType::kF32);
+  QUERN_CHECK(exact_ == DType::kF16 || exact_ == DType::kF32 ||
+              (exact_ == DType::kBF16 && recipe_->is_plain() && shape_.d_head % 2 == 0));
   QUERN_CHECK(!recipe_->codes_unturned || shape_.rope != nullptr);
   if (!recipe_->codes_unturned) shape_.rope = nullptr;
   if (policy() != nullptr) slots_ = KvSlots(*policy(), shape_.n_kv_heads);
@@ -84,17 +111,23 @@ void LayerKv::seal_from(int64_t first) {
 
 void LayerKv::put_head(int64_t head, int64_t slot, MatrixView<const float> k,
                        MatrixView<const float> v) {
-  const int64_t d = shape_.d_head;
   for (int64_t i = 0; i < k.rows; ++i) {
-    put_key(head, slot + i, k.row(i) + head * d);
-    const int64_t p = slot + i - exact_begin_, row = p % kKeyBlock;
-    std::byte* values = exact_blocks_.own(p / kKeyBlock, value_part(head));
-    const float* value = v.row(i) + head * d;
-    if (exact_ == DType::kF32) {
-      std::copy_n(value, d, reinterpret_cast<float*>(values) + row * d);
-    } else {
-      kernels().float_to_f16(value, d, values + row * d * 2);
-    }
+    put_key(head, slot + i, k.row(i) + head * shape_.d_head);
+    put_value(head, slot + i, v.row(i) + head * shape_.d_head);
+  }
+}
+
+void LayerKv::put_value(int64_t head, int64_t slot, const float* value) {
+  const int64_t d = shape_.d_head, p = slot - exact_begin_, row = p % kKeyBlock;
+  std::byte* values = exact_blocks_.own(p / kKeyBlock, value_part(head));
+  if (exact_ == DType::kF32) {
+    std::copy_n(value, d, reinterpret_cast<float*>(values) + row * d);
+  } else if (exact_ == DType::kF16) {
+    kernels().float_to_f16(value, d, values + row * d * 2);
+  } else {
+    thread_local AlignedVector<uint16_t> bits;
+    to_bf16(value, d, bits);
+    put_halves_of_pairs(bits.data(), d, row, values);
   }
 }
 
@@ -102,6 +135,11 @@ void LayerKv::put_key(int64_t head, int64_t slot, const float* key) {
   const int64_t d = shape_.d_head, p = slot - exact_begin_, row = p % kKeyBlock;
   std::byte* keys = exact_blocks_.own(p / kKeyBlock, key_part(head));
   if (exact_ == DType::kF32) return put_turned(key, d, row, reinterpret_cast<float*>(keys));
+  if (exact_ == DType::kBF16) {
+    thread_local AlignedVector<uint16_t> bits;
+    to_bf16(key, d, bits);
+    return put_pairs(bits.data(), d, row, keys);
+  }
   for (int64_t c = 0; c < d; c += kKeyBlock) {
     uint16_t halves[kKeyBlock];
     const int64_t n = std::min(kKeyBlock, d - c);
@@ -222,9 +260,8 @@ KvOperand LayerKv::Codes::values(int64_t block, const KvScratch& scratch) const 
 
 StoredBlocks LayerKv::Exact::stored(int64_t block) const {
   const int64_t at = block - kv_.exact_begin_ / kKeyBlock;
-  const int64_t n = std::min(kKeyBlock, kv_.length_ - block * kKeyBlock);
   return {kv_.exact_blocks_.at(at, key_part(head_)), kv_.exact_blocks_.at(at, value_part(head_)),
-          kv_.exact_, n, kv_.shape_.d_head};
+          kv_.exact_, kv_.shape_.d_head};
 }
 
 KvOperand LayerKv::Exact::keys(int64_t block, const KvScratch& scratch) const {

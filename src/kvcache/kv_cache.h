@@ -107,6 +107,7 @@ class LayerKv {
     Exact(const LayerKv& kv, int64_t head) : kv_(kv), head_(head) {}
     KvOperand keys(int64_t block, const KvScratch& scratch) const override;
     KvOperand values(int64_t block, const KvScratch& scratch) const override;
+    bool is_paired() const override { return kv_.exact_ == DType::kBF16; }
 
    private:
     StoredBlocks stored(int64_t block) const;
@@ -130,6 +131,15 @@ class LayerKv {
   // Parts of a block of exact_blocks_.
   static int64_t key_part(int64_t head) { return 2 * head; }
   static int64_t value_part(int64_t head) { return 2 * head + 1; }
+  // Bytes from the begin of such a part to dimension c of its row `row`.
+  int64_t key_place(int64_t row, int64_t c) const {
+    if (exact_ == DType::kBF16) return pair_place(kKeyBlock, c, row) * 2;
+    return (c * kKeyBlock + row) * dtype_bits(exact_) / 8;
+  }
+  int64_t value_place(int64_t row, int64_t c) const {
+    if (exact_ == DType::kBF16) return pair_place(shape_.d_head, row, c) * 2;
+    return (row * shape_.d_head + c) * dtype_bits(exact_) / 8;
+  }
   void put_head(int64_t head, int64_t slot, MatrixView<const float> k, MatrixView<const float> v);
   int64_t coded_slots(int64_t slot) const {
     return slots_.is_open ? 0 : recipe_->coded_before(slot);
@@ -139,6 +149,7 @@ class LayerKv {
     return std::max<int64_t>(0, coded_slots(slot - 1) - kKept);
   }
   void put_key(int64_t head, int64_t slot, const float* key);
+  void put_value(int64_t head, int64_t slot, const float* value);
   bool close_ranks();
   void move_row(int64_t head, int64_t from, int64_t to);
   void make_room(int64_t slot, int64_t n);

@@ -3,6 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
+
+#include "base/float_types.h"
 #include "base/random.h"
 
 namespace quern {
@@ -47,6 +51,14 @@ std::pair<Matrix<float>, Matrix<float>> read_all(const LayerKv& kv, int64_t head
   for (int64_t p = 0; p < length; ++p) {
     const KvBlocks& blocks = p < coded ? static_cast<const KvBlocks&>(codes) : exact;
     const int64_t block = p / kKeyBlock, row = p % kKeyBlock;
+    if (blocks.is_paired()) {
+      const uint16_t *keys = blocks.keys(block, {}).pairs, *values = blocks.values(block, {}).pairs;
+      for (int64_t c = 0; c < d; ++c) {
+        read.first(p, c) = bf16_to_float(keys[pair_place(kKeyBlock, c, row)]);
+        read.second(p, c) = bf16_to_float(values[pair_place(d, row, c)]);
+      }
+      continue;
+    }
     const float* keys = floats_of(blocks.keys(block, scratch), kKeyBlock * d, floats.data());
     for (int64_t c = 0; c < d; ++c) read.first(p, c) = keys[c * kKeyBlock + row];
     const float* values = floats_of(blocks.values(block, scratch), kKeyBlock * d, floats.data());
@@ -62,8 +74,13 @@ TEST(LayerKv, PlainStoresGiveBackWhatWasPut) {
     k.data()[i] = static_cast<float>(7 * i % 2048);
     v.data()[i] = -static_cast<float>(11 * i % 2048);
   }
-  for (const char* text : {"f16", "f32"}) {
+  for (const char* text : {"f16", "f32", "bf16"}) {
     LayerKv kv({kHeads, kDims}, kPositions, recipe_of(text));
+    if (std::string_view(text) == "bf16") {  // which holds fewer
+      for (Matrix<float>* x : {&k, &v}) {
+        kernels().round_bf16(x->data(), x->rows() * x->cols(), x->data());
+      }
+    }
     put_all(kv, k, v, {1, 62, 70, 17});  // a block of several calls, a call over two blocks
     for (int64_t head = 0; head < kHeads; ++head) {
       const auto [keys, values] = read_all(kv, head, kPositions, kDims);
@@ -75,6 +92,20 @@ TEST(LayerKv, PlainStoresGiveBackWhatWasPut) {
       }
     }
   }
+}
+
+// A weight of zero must hide what a query does not see.
+TEST(LayerKv, Bfloat16IsKeptFinite) {
+  Matrix<float> k(2, kHeads * 8), v(2, kHeads * 8);
+  v.row(0)[0] = std::nanf("");
+  v.row(0)[1] = -std::numeric_limits<float>::infinity();
+  v.row(0)[2] = 1e-30f;
+  LayerKv kv({kHeads, 8}, 2, recipe_of("bf16"));
+  kv.put(0, k.view(), v.view());
+  const Matrix<float> values = read_all(kv, 0, 2, 8).second;
+  EXPECT_EQ(values(0, 0), kMostBf16);
+  EXPECT_EQ(values(0, 1), -kMostBf16);
+  EXPECT_EQ(values(0, 2), 0);
 }
 
 TEST(LayerKv, HowATextIsCutDoesNotShow) {
@@ -132,7 +163,7 @@ TEST(LayerKv, ForksAreAsIfAlone) {
   constexpr int64_t kDims = 64, kPositions = 300;
   const Matrix<float> k = random_rows(kPositions, kHeads * kDims, 6);
   const Matrix<float> v = random_rows(kPositions, kHeads * kDims, 7);
-  for (const char* text : {"f16", "f32", "q4", "kivi-2bit"}) {
+  for (const char* text : {"f16", "f32", "bf16", "q4", "kivi-2bit"}) {
     for (const int64_t at : {0, 1, 63, 64, 65, 130, 192}) {
       const auto put = [&](LayerKv& kv, int64_t position, int64_t first, int64_t n) {
         kv.put(position, k.view().row_range(first, n), v.view().row_range(first, n));
@@ -160,7 +191,7 @@ TEST(LayerKv, ForksAreAsIfAlone) {
 TEST(KvCache, WhatForksShareCountsOnce) {
   constexpr int64_t kDims = 64, kRoom = 1024;
   const Matrix<float> k = random_rows(1000, kHeads * kDims, 8);
-  for (const char* text : {"f16", "kivi-2bit"}) {
+  for (const char* text : {"f16", "bf16", "kivi-2bit"}) {
     std::vector<KvCache> caches;
     caches.emplace_back(std::vector<KvShape>{{kHeads, kDims}}, kRoom, *KvRecipe::parse(text));
     const auto put = [&](KvCache& cache, int64_t n) {
@@ -193,6 +224,8 @@ TEST(KvRecipe, TextsAreCanonical) {
   // 2 bits, and two halves for 32 numbers.
   EXPECT_EQ(KvRecipe::parse("kivi-2bit")->bits(128), 3);
   EXPECT_EQ(KvRecipe::parse("f16")->bits(128), 16);
+  EXPECT_EQ(KvRecipe::parse("bf16")->bits(128), 16);
+  EXPECT_EQ(KvRecipe::parse("bf16")->text, "bf16");
 }
 
 TEST(KvRecipe, WrongTextsSayWhatIsValid) {
@@ -207,6 +240,7 @@ TEST(KvRecipe, WrongTextsSayWhatIsValid) {
     EXPECT_NE(recipe.error().message.find(mention), std::string::npos) << recipe.error().message;
   }
   EXPECT_FALSE(KvRecipe::parse("q4")->check(40));  // no multiple of 16
+  EXPECT_FALSE(KvRecipe::parse("bf16")->check(41));
 }
 
 }  // namespace

@@ -73,7 +73,7 @@ bool same_state(const KvCache& a, const KvCache& b) {
 }
 
 std::vector<std::string> all_recipes() {
-  std::vector<std::string> texts = {"f16", "f32", "kv(k=f16, v=int(3), window=100)"};
+  std::vector<std::string> texts = {"bf16", "f16", "f32", "kv(k=f16, v=int(3), window=100)"};
   for (const KvPreset& preset : kv_presets()) texts.emplace_back(preset.name);
   return texts;
 }
@@ -144,7 +144,7 @@ TEST(KvFile, WhatDoesNotFitIsRefused) {
 
 TEST(KvFile, DamagedFilesAreRefusedOrHarmless) {
   for (const char* text :
-       {"f16", "kivi-2bit", "lloyd-3bit", "kv(k=gear(int(2)), v=int(2), sinks=2)"}) {
+       {"bf16", "f16", "kivi-2bit", "lloyd-3bit", "kv(k=gear(int(2)), v=int(2), sinks=2)"}) {
     KvCache cache = empty_cache(text);
     grow(cache, 200);
     const std::string image = saved(cache);

@@ -6,12 +6,14 @@
 
 #include "base/check.h"
 #include "base/checked.h"
+#include "base/float_types.h"
 #include "formats/checkpoint.h"
 #include "kvcache/kv_cache.h"
 
 namespace quern {
 namespace {
 
+// Whether all are numbers, in bfloat16 such as a cache rounds to.
 bool is_finite(DType dtype, const std::byte* x, int64_t n) {
   if (dtype == DType::kF32) {
     float value = 0;
@@ -24,17 +26,14 @@ bool is_finite(DType dtype, const std::byte* x, int64_t n) {
   uint16_t half = 0;
   for (int64_t i = 0; i < n; ++i) {
     std::memcpy(&half, x + 2 * i, 2);
-    if ((half & 0x7c00u) == 0x7c00u) return false;
+    if (dtype != DType::kBF16) {
+      if ((half & 0x7c00u) == 0x7c00u) return false;
+      continue;
+    }
+    const float size = std::fabs(bf16_to_float(half));
+    if (size != 0 && !(size >= kLeastBf16 && size <= kMostBf16)) return false;
   }
   return true;
-}
-
-// n entries of `width` bytes, the steps between them in entries.
-void copy_strided(int64_t width, const std::byte* from, int64_t from_step, std::byte* to,
-                  int64_t to_step, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    std::memcpy(to + i * to_step * width, from + i * from_step * width, static_cast<size_t>(width));
-  }
 }
 
 Result<const TensorInfo*> tensor_of(const TensorInfo* tensor, std::string_view name, DType dtype,
@@ -130,7 +129,8 @@ Status KvSlots::restore(const KvPolicy& policy, int64_t n_positions, const KvFin
 
 std::vector<KvStateTensor> LayerKv::state() const {
   const int64_t begin = std::max(exact_begin_, exact_needed(length_)), n = length_ - begin;
-  const int64_t heads = shape_.n_kv_heads, row = row_bytes(), width = dtype_bits(exact_) / 8;
+  const int64_t heads = shape_.n_kv_heads, row = row_bytes();
+  const auto width = static_cast<size_t>(dtype_bits(exact_)) / 8;
   const Shape shape = {heads, n, shape_.d_head};
   KvStateTensor keys{"keys", exact_, shape, {}}, values{"values", exact_, shape, {}};
   keys.bytes.resize(static_cast<size_t>(heads * n * row));
@@ -139,10 +139,13 @@ std::vector<KvStateTensor> LayerKv::state() const {
     for (int64_t i = 0; i < n; ++i) {
       const int64_t p = begin + i - exact_begin_, block = p / kKeyBlock, at = p % kKeyBlock;
       std::byte* key = keys.bytes.data() + (head * n + i) * row;
-      copy_strided(width, exact_blocks_.at(block, key_part(head)) + at * width, kKeyBlock, key, 1,
-                   shape_.d_head);
-      std::memcpy(values.bytes.data() + (head * n + i) * row,
-                  exact_blocks_.at(block, value_part(head)) + at * row, static_cast<size_t>(row));
+      std::byte* value = values.bytes.data() + (head * n + i) * row;
+      const std::byte* from_keys = exact_blocks_.at(block, key_part(head));
+      const std::byte* from_values = exact_blocks_.at(block, value_part(head));
+      for (int64_t c = 0; c < shape_.d_head; ++c) {
+        std::memcpy(key + c * width, from_keys + key_place(at, c), width);
+        std::memcpy(value + c * width, from_values + value_place(at, c), width);
+      }
     }
   }
   std::vector<KvStateTensor> tensors;
@@ -175,7 +178,8 @@ Status LayerKv::restore(int64_t n_positions, const KvFindTensor& find) {
   QUERN_CHECK(length_ == 0 && n_positions <= capacity_);
   if (policy() != nullptr) QUERN_TRY(slots_.restore(*policy(), n_positions, find));
   const int64_t length = n_positions - slots_.n_dropped;
-  const int64_t heads = shape_.n_kv_heads, row = row_bytes(), width = dtype_bits(exact_) / 8;
+  const int64_t heads = shape_.n_kv_heads, row = row_bytes();
+  const auto width = static_cast<size_t>(dtype_bits(exact_)) / 8;
   const int64_t coded = coded_slots(length - 1);
   const TensorInfo* found = find("keys");
   if (found == nullptr || found->shape.size() != 3) return error("no keys of three axes");
@@ -198,10 +202,14 @@ Status LayerKv::restore(int64_t n_positions, const KvFindTensor& find) {
   for (int64_t head = 0; head < heads; ++head) {
     for (int64_t i = 0; i < n; ++i) {
       const int64_t block = i / kKeyBlock, at = i % kKeyBlock;
-      copy_strided(width, keys->bytes + (head * n + i) * row, 1,
-                   exact_blocks_.own(block, key_part(head)) + at * width, kKeyBlock, shape_.d_head);
-      std::memcpy(exact_blocks_.own(block, value_part(head)) + at * row,
-                  values->bytes + (head * n + i) * row, static_cast<size_t>(row));
+      const std::byte* key = keys->bytes + (head * n + i) * row;
+      const std::byte* value = values->bytes + (head * n + i) * row;
+      std::byte* to_keys = exact_blocks_.own(block, key_part(head));
+      std::byte* to_values = exact_blocks_.own(block, value_part(head));
+      for (int64_t c = 0; c < shape_.d_head; ++c) {
+        std::memcpy(to_keys + key_place(at, c), key + c * width, width);
+        std::memcpy(to_values + value_place(at, c), value + c * width, width);
+      }
     }
   }
   length_ = length;

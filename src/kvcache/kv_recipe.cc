@@ -64,15 +64,16 @@ std::span<const KvPreset> kv_presets() { return kPresets; }
 
 KvRecipe KvRecipe::plain(DType exact) {
   KvRecipe recipe;
-  recipe.text = exact == DType::kF32 ? "f32" : "f16";
+  recipe.text = exact == DType::kF32 ? "f32" : exact == DType::kBF16 ? "bf16" : "f16";
   recipe.exact = exact;
   return recipe;
 }
 
 Result<KvRecipe> KvRecipe::parse(std::string_view text) {
+  if (text == "bf16") return plain(DType::kBF16);
   if (text == "f16") return plain(DType::kF16);
   if (text == "f32") return plain(DType::kF32);
-  std::string names = "f16 f32";
+  std::string names = "bf16 f16 f32";
   for (const KvPreset& preset : kPresets) {
     if (preset.name == text) text = preset.text;
     names += fmt::format(" {}", preset.name);
@@ -140,6 +141,9 @@ double KvRecipe::held_bits(int64_t d_head, int64_t n) const {
 }
 
 Status KvRecipe::check(int64_t d_head) const {
+  if (exact == DType::kBF16 && d_head % 2 != 0) {
+    return error("a cache in bf16 keeps dimensions in pairs, and a head has {}", d_head);
+  }
   if (!is_coded()) return {};
   QUERN_TRY(keys->check(KvSide::kKeys, d_head));
   QUERN_TRY(values->check(KvSide::kValues, d_head));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How a cache keeps keys and values: what a user names by `--kv`.
 //
-//   f16 | f32 | name of a preset
+//   bf16 | f16 | f32 | name of a preset
 //   kv(k=CODEC, v=CODEC, window=N, sinks=N, rope=stored|read, rotate=true|false, evict=POLICY)
 //
 // Positions are coded in whole pages, once all of a page lie `window` or more before the newest;
@@ -22,8 +22,9 @@
 namespace quern {
 
 struct KvRecipe {
-  std::string text = "f16";                     // canonical
-  DType exact = DType::kF16;                    // of positions that are not coded; kF16 or kF32
+  std::string text = "f16";  // canonical
+  // Of positions that are not coded: kF16, or where nothing is coded or evicted kBF16 or kF32.
+  DType exact = DType::kF16;
   std::shared_ptr<const KvCodec> keys, values;  // both null: nothing is coded
   int64_t window = 0;
   int64_t sinks = 0;            // first positions whose halves stay (kv_sinks.h)

@@ -114,8 +114,8 @@ TEST(Cli, EvalPrintsItsKeys) {
   const ScratchFolder scratch;
   const std::string text = scratch / "text";
   ASSERT_TRUE(write_file_atomically(text, words()));
-  const Ran ran = run_quern(
-      {"eval", kTiny, "--text", text, "--base", kTiny, "--ctx", "64", "--windows", "4", "--json"});
+  const Ran ran = run_quern({"eval", kTiny, "--text", text, "--base", kTiny, "--ctx", "64",
+                             "--windows", "4", "--json", "--activations", "exact"});
   ASSERT_EQ(ran.code, 0) << ran.err;
   const Json json = Json::parse(ran.out);
   EXPECT_EQ(keys_missing(json, {"ppl", "nll", "stderr", "tokens", "bytes", "bpw", "kl_mean",
@@ -349,6 +349,20 @@ const char* const kBenchKeys[] = {"codec",
                                   "generated_attention_share",
                                   "kv_bytes_per_token",
                                   "kv_gb_per_second"};
+
+TEST(Cli, TheUsualCacheFollowsTheActivations) {
+  const auto kv = [](std::vector<std::string> more) {
+    std::vector<std::string> words = {"bench", kLlama, "-p", "4", "-n", "1", "-r", "1", "--json"};
+    words.insert(words.end(), more.begin(), more.end());
+    const Ran ran = run_quern(words);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return Json::parse(ran.out)["kv"].get<std::string>();
+  };
+  EXPECT_EQ(kv({}), "bf16");
+  EXPECT_EQ(kv({"--activations", "exact"}), "f16");
+  EXPECT_EQ(kv({"--activations", "exact", "--kv", "bf16"}), "bf16");
+  EXPECT_EQ(kv({"--kv", "f32"}), "f32");
+}
 
 TEST(Cli, BenchTimesAModelOrAShape) {
   const std::vector<std::string> keys(std::begin(kBenchKeys), std::end(kBenchKeys));

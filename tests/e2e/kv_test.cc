@@ -16,6 +16,7 @@ namespace {
 
 const std::string kTiny = QUERN_SOURCE_DIR "/models/tiny";
 constexpr const char* kRecipes[] = {
+    "bf16",
     "f16",
     "q8",
     "q4",

@@ -51,7 +51,8 @@ class PromptCacheRun : public ::testing::Test {
 };
 
 TEST_F(PromptCacheRun, ASecondProcessGoesOnLikeTheFirst) {
-  std::vector<std::string> caches = {"f16", "f32", "kv(k=f16, v=int(3, per=channel), window=70)"};
+  std::vector<std::string> caches = {"bf16", "f16", "f32",
+                                     "kv(k=f16, v=int(3, per=channel), window=70)"};
   for (const KvPreset& preset : kv_presets()) caches.emplace_back(preset.name);
   for (const std::string& kv : caches) {
     std::filesystem::remove(file());
@@ -100,8 +101,9 @@ TEST_F(PromptCacheRun, StrangersAreRefused) {
     more.insert(more.end(), args.begin(), args.end());
     return more;
   };
-  expect_refused(with({"--kv", "q4"}), "the saved cache is f16, expected kv(int(4)");
-  expect_refused(with({"--activations", "exact"}), "saved by the model and activations");
+  expect_refused(with({"--kv", "q4"}), "the saved cache is bf16, expected kv(int(4)");
+  expect_refused(with({"--activations", "exact", "--kv", "bf16"}),
+                 "saved by the model and activations");
   expect_refused({"-p", "x", "--prompt-cache", scratch_ / "none", "--prompt-cache-ro"}, "none");
   const std::string image = *read_file(file());
   ASSERT_TRUE(write_file_atomically(file(), image.substr(0, image.size() / 2)));
