@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A folder of its own for each test, and what tests compare of files.
+// Folders of a test's own, and what tests compare of files.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -18,8 +18,9 @@ class ScratchFolder {
  public:
   ScratchFolder() {
     const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-    std::string name =
-        fmt::format("quern_{}_{}_{}", info->test_suite_name(), info->name(), ::getpid());
+    static int n_made = 0;  // a test may have several
+    std::string name = fmt::format("quern_{}_{}_{}_{}", info->test_suite_name(), info->name(),
+                                   ::getpid(), n_made++);
     std::replace(name.begin(), name.end(), '/', '_');
     path_ = ::testing::TempDir() + name;
     std::filesystem::remove_all(path_);
