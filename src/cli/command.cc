@@ -13,6 +13,7 @@
 
 #include "base/file.h"
 #include "base/parallel.h"
+#include "eval/overlap.h"
 
 namespace quern::cli {
 namespace {
@@ -171,6 +172,21 @@ std::string command_line() {
     at = end;
   }
   return shell_words(words);
+}
+
+std::optional<double> calibration_overlap(const ModelFiles& files, std::span<const Token> text) {
+  const Json& calibration = files.packed().calibration;
+  const auto runs = calibration.is_object() ? calibration.find("runs") : calibration.end();
+  return runs == calibration.end() ? std::nullopt : overlap(*runs, text);
+}
+
+std::string overlap_warning(std::optional<double> share) {
+  constexpr double kChance = 0.01;  // texts of one kind share phrases, and far less than that
+  if (!share || *share < kChance) return "";
+  return fmt::format(
+      "{:.1f} % of the text's runs of {} tokens stood in the calibration text: what is measured on "
+      "it flatters the model",
+      100 * *share, kOverlapRun);
 }
 
 Result<std::string> evaluation_text(const std::string& path) {

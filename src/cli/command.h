@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -74,6 +75,11 @@ std::string command_line();
 
 // Texts between semicolons, without what is empty.
 std::vector<std::string> split_texts(const std::string& text);
+
+// The share of the text that stood in what the model was calibrated on, and a warning where that is
+// more than chance has in common; nothing where the model does not say.
+std::optional<double> calibration_overlap(const ModelFiles& files, std::span<const Token> text);
+std::string overlap_warning(std::optional<double> share);  // empty: none
 
 // The text of a file, or of the bundled evaluation text when `path` is empty.
 Result<std::string> evaluation_text(const std::string& path);

@@ -128,6 +128,7 @@ Status measure_one(const CompareOptions& o, const Model& model, const Tokenizer&
   row.linear_bpw = model.files().linear_bpw();
   row.tensors = tensor_costs(model.files());
   row.calibration = model.files().packed().calibration;
+  row.calibration.erase("runs");
   if (!o.no_speed) {
     SpeedOptions speed = o.speed;
     speed.kv = o.eval.kv;
@@ -392,10 +393,18 @@ Status run_compare(CompareOptions o) {
   for (size_t i = 0; i < rows.size(); ++i) {
     QUERN_TRY(measure_one(o, *models[i], *tokenizer, rows[i]));
     write_commands(o, i == 0 ? "" : recipes[i - 1], rows[i]);
+    const std::optional<double> shared = calibration_overlap(models[i]->files(), ids);
+    if (shared) rows[i].calibration["overlap"] = *shared;
+    if (const std::string warning = overlap_warning(shared); !warning.empty()) {
+      comparison.warnings.push_back(fmt::format("{}: {}", rows[i].recipe, warning));
+    }
   }
   QUERN_TRY(measure_samples(o, models, *tokenizer, ids, bar, rows));
   QUERN_TRY(measure_tasks(o, models, *tokenizer, tasks, bar, rows));
   bar.clear();
+  for (const std::string& warning : comparison.warnings) {
+    fmt::print(stderr, "quern: warning: {}\n", warning);
+  }
   rank(rows);
   return show(o, comparison);
 }

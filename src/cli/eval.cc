@@ -207,6 +207,10 @@ Status run_text(const EvalCommand& o, const Model& model, const Model* base,
     QUERN_TRY(writer->write(o.baseline.save, kept, model.files().digest(), o.model));
   }
   const ModelFiles& files = model.files();
+  const std::optional<double> shared = calibration_overlap(files, ids);
+  if (const std::string warning = overlap_warning(shared); !warning.empty()) {
+    fmt::print(stderr, "quern: warning: {}\n", warning);
+  }
   if (o.json) {
     Json json = quern::to_json(result);
     json["bytes"] = files.weight_bytes();
@@ -219,6 +223,7 @@ Status run_text(const EvalCommand& o, const Model& model, const Model* base,
     json["kv_held_bits"] =
         options.kv.held_bits(model.desc().layers[0].attention.d_head, options.n_ctx);
     json["text"] = o.text.empty() ? "bundled" : valid_utf8(o.text);
+    if (shared) json["calibration_overlap"] = *shared;
     if (baseline) json["baseline"] = {{"model", baseline->model()}, {"name", baseline->name()}};
     fmt::print("{}\n", json.dump());
     return {};

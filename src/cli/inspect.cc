@@ -30,8 +30,9 @@ void print_rows(const ModelFiles& files, const std::vector<TensorCost>& rows, ui
   if (!packed.empty()) {
     fmt::print("recipe       {}\n", packed.recipe);
     fmt::print("seed         {}\n", packed.seed);
-    fmt::print("calibration  {}\n",
-               packed.calibration.empty() ? "none" : packed.calibration.dump());
+    Json calibration = packed.calibration;
+    if (calibration.is_object()) calibration.erase("runs");  // a page of digits
+    fmt::print("calibration  {}\n", calibration.empty() ? "none" : calibration.dump());
     fmt::print("source       {}\n", packed.source_digest);
     fmt::print("written by   quern {}\n", packed.quern_version);
   }

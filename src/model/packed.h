@@ -30,7 +30,7 @@ struct Packed {
   std::string recipe;  // canonical; empty: not a model that quern wrote
   std::string recipe_digest, source_digest, quern_version;
   uint64_t seed = 0;
-  Json calibration = Json::object();  // {"digest", "tokens", "text"}
+  Json calibration = Json::object();  // {"digest", "tokens", "text", "runs"}
   BasisChange basis;
   std::map<std::string, PackedTensor> tensors;  // by weight name
 

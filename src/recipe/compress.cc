@@ -19,6 +19,7 @@
 #include "base/file.h"
 #include "calib/group_inputs.h"
 #include "calib/streams.h"
+#include "eval/overlap.h"
 #include "model/fused_source.h"
 #include "recipe/dense_tensors.h"
 #include "recipe/finished_steps.h"
@@ -136,6 +137,7 @@ class Compression {
     if (needs_streams_) {
       packed_.calibration = {
           {"digest", corpus_.digest}, {"tokens", corpus_.n_tokens()}, {"text", corpus_.origin}};
+      packed_.calibration["runs"] = sketch_runs(corpus_.samples);
     }
     job_ = {{"recipe", packed_.recipe},
             {"source", packed_.source_digest},
