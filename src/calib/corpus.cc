@@ -10,7 +10,8 @@
 namespace quern {
 namespace {
 
-constexpr uint64_t kPlaceStream = 0x10000;   // places of windows in a text
+constexpr uint64_t kPlaceStream = 0x10000;  // places of windows in a text
+constexpr uint64_t kHeldOutStream = 0x18000;
 constexpr uint64_t kSampleStream = 0x20000;  // draws of sample i: kSampleStream + i
 constexpr int64_t kBatch = 64;               // sequences generated together
 
@@ -29,6 +30,51 @@ Status check_options(const ModelDesc& model, const CorpusOptions& options) {
   return {};
 }
 
+// The windows of a text, by the place of their first token.
+class Windows {
+ public:
+  static Result<Windows> of(const ModelDesc& model, const Tokenizer& tokenizer,
+                            std::string_view text, const std::string& origin,
+                            const CorpusOptions& options) {
+    QUERN_TRY(check_options(model, options));
+    Windows windows;
+    windows.ids_ = tokenizer.tokenize(text);
+    if (Status known = check_ids(model, windows.ids_); !known) {
+      return tl::unexpected(in_context(std::move(known).error(), origin));
+    }
+    windows.bos_ = model.bos;
+    windows.run_ = static_cast<uint64_t>(options.length - (model.bos >= 0 ? 1 : 0));
+    if (windows.ids_.size() < windows.run_) {
+      return error("{}: {} tokens, expected at least one window of {}", origin, windows.ids_.size(),
+                   windows.run_);
+    }
+    return windows;
+  }
+
+  uint64_t n_places() const { return ids_.size() - run_ + 1; }
+  std::vector<uint64_t> places(const CorpusOptions& options) const {
+    Random random(options.seed, kPlaceStream);
+    std::vector<uint64_t> places(static_cast<size_t>(options.n_samples));
+    for (uint64_t& place : places) place = random.below(n_places());
+    return places;
+  }
+  bool overlap(uint64_t a, uint64_t b) const { return (a > b ? a - b : b - a) < run_; }
+  std::vector<Token> at(uint64_t place) const {
+    const auto first = ids_.begin() + static_cast<int64_t>(place);
+    std::vector<Token> sample;
+    if (bos_ >= 0) sample.push_back(bos_);
+    sample.insert(sample.end(), first, first + static_cast<int64_t>(run_));
+    return sample;
+  }
+
+ private:
+  std::vector<Token> ids_;
+  Token bos_ = -1;
+  uint64_t run_ = 0;  // tokens of a window but for its BOS
+};
+
+constexpr int64_t kHeldOutTrials = 1000;  // for each window
+
 }  // namespace
 
 int64_t Corpus::n_tokens() const {
@@ -40,26 +86,31 @@ int64_t Corpus::n_tokens() const {
 Result<Corpus> corpus_from_text(const ModelDesc& model, const Tokenizer& tokenizer,
                                 std::string_view text, const std::string& origin,
                                 const CorpusOptions& options) {
-  QUERN_TRY(check_options(model, options));
-  const std::vector<Token> ids = tokenizer.tokenize(text);
-  if (Status known = check_ids(model, ids); !known) {
-    return tl::unexpected(in_context(std::move(known).error(), origin));
-  }
-  const bool has_bos = model.bos >= 0;
-  const int64_t run = options.length - (has_bos ? 1 : 0);
-  if (static_cast<int64_t>(ids.size()) < run) {
-    return error("{}: {} tokens, expected at least one window of {}", origin, ids.size(), run);
-  }
+  QUERN_ASSIGN(const Windows windows, Windows::of(model, tokenizer, text, origin, options));
   Corpus corpus;
   corpus.origin = origin;
-  Random random(options.seed, kPlaceStream);
-  for (int64_t i = 0; i < options.n_samples; ++i) {
-    const auto first =
-        static_cast<int64_t>(random.below(ids.size() - static_cast<uint64_t>(run) + 1));
-    std::vector<Token> sample;
-    if (has_bos) sample.push_back(model.bos);
-    sample.insert(sample.end(), ids.begin() + first, ids.begin() + first + run);
-    corpus.samples.push_back(std::move(sample));
+  for (const uint64_t place : windows.places(options)) {
+    corpus.samples.push_back(windows.at(place));
+  }
+  corpus.digest = samples_digest(corpus.samples);
+  return corpus;
+}
+
+Result<Corpus> held_out_from_text(const ModelDesc& model, const Tokenizer& tokenizer,
+                                  std::string_view text, const std::string& origin,
+                                  const CorpusOptions& options, int64_t n) {
+  QUERN_ASSIGN(const Windows windows, Windows::of(model, tokenizer, text, origin, options));
+  const std::vector<uint64_t> taken = windows.places(options);
+  Corpus corpus;
+  corpus.origin = origin;
+  Random random(options.seed, kHeldOutStream);
+  for (int64_t trial = 0; trial < kHeldOutTrials * n; ++trial) {
+    if (static_cast<int64_t>(corpus.samples.size()) == n) break;
+    const uint64_t place = random.below(windows.n_places());
+    if (std::none_of(taken.begin(), taken.end(),
+                     [&](uint64_t other) { return windows.overlap(place, other); })) {
+      corpus.samples.push_back(windows.at(place));
+    }
   }
   corpus.digest = samples_digest(corpus.samples);
   return corpus;
@@ -80,7 +131,8 @@ Result<Corpus> corpus_from_model(const Model& model, const CorpusOptions& option
     for (int64_t i = 0; i < n; ++i) {
       QUERN_ASSIGN(KvCache cache, model.make_cache(options.length));
       caches.push_back(std::move(cache));
-      randoms.emplace_back(options.seed, kSampleStream + static_cast<uint64_t>(first + i));
+      randoms.emplace_back(options.seed,
+                           kSampleStream + static_cast<uint64_t>(options.first_drawn + first + i));
       // Without a BOS every sample starts from a token of its own.
       last[static_cast<size_t>(i)] =
           desc.bos >= 0

@@ -18,55 +18,67 @@ std::shared_ptr<const KvRecipe> exact_cache() {
 
 }  // namespace
 
-Streams::Streams(const ModelDesc& model, const Corpus& corpus, const EndWeights& source,
-                 const EndWeights& coded)
-    : model_(model),
-      corpus_(corpus),
-      source_(corpus.n_tokens(), model.d_model),
-      coded_(corpus.n_tokens(), model.d_model) {
+Matrix<float> SampleRuns::embed(const EndWeights& ends) const {
+  Matrix<float> rows(corpus_.n_tokens(), model_.d_model);
   int64_t row = 0;
-  for (const auto& sample : corpus.samples) {
+  for (const auto& sample : corpus_.samples) {
     const auto n = static_cast<int64_t>(sample.size());
-    embed(model, source, sample, 0, source_.view().row_range(row, n));
-    embed(model, coded, sample, 0, coded_.view().row_range(row, n));
+    quern::embed(model_, ends, sample, 0, rows.view().row_range(row, n));
     row += n;
   }
+  return rows;
 }
 
-void Streams::run_sample(int layer, const LayerWeights& weights, MatrixView<float> h,
-                         LayerTap* tap) const {
+void SampleRuns::run_sample(int layer, const LayerWeights& weights, MatrixView<float> h,
+                            LayerTap* tap) const {
   const AttentionDesc& attention = model_.layers[static_cast<size_t>(layer)].attention;
   LayerKv kv({attention.n_kv_heads, attention.d_head}, h.rows, exact_cache());
   const SequenceRows rows{&kv, 0, h.rows, h.rows};
   forward_layer({&model_, &rope_, layer}, weights, {&rows, 1}, h, tap);
 }
 
-bool Streams::run(int layer, const LayerWeights& weights, const Matrix<float>& from,
-                  Matrix<float>* to, LayerTap* tap, const std::function<bool()>& proceed) const {
+bool SampleRuns::advance(int layer, const LayerWeights& weights, Matrix<float>& rows,
+                         const Proceed& proceed) const {
   int64_t row = 0;
-  Matrix<float> scratch;
   for (const auto& sample : corpus_.samples) {
     if (!proceed()) return false;
     const auto n = static_cast<int64_t>(sample.size());
-    if (to != nullptr) {
-      run_sample(layer, weights, to->view().row_range(row, n), tap);
-    } else {
-      copy_rows(from, row, n, scratch);
-      run_sample(layer, weights, scratch.view(), tap);
-    }
+    run_sample(layer, weights, rows.view().row_range(row, n), nullptr);
     row += n;
   }
   return true;
 }
 
+bool SampleRuns::observe(int layer, const LayerWeights& weights, const Matrix<float>& rows,
+                         LayerTap& tap, const Proceed& proceed) const {
+  int64_t row = 0;
+  Matrix<float> scratch;
+  for (const auto& sample : corpus_.samples) {
+    if (!proceed()) return false;
+    const auto n = static_cast<int64_t>(sample.size());
+    copy_rows(rows, row, n, scratch);
+    run_sample(layer, weights, scratch.view(), &tap);
+    row += n;
+  }
+  return true;
+}
+
+Streams::Streams(const ModelDesc& model, const Corpus& corpus, const EndWeights& source,
+                 const EndWeights& coded)
+    : model_(model),
+      corpus_(corpus),
+      runs_(model, corpus),
+      source_(runs_.embed(source)),
+      coded_(runs_.embed(coded)) {}
+
 bool Streams::observe(int layer, const LayerWeights& weights, LayerTap& tap,
                       const std::function<bool()>& proceed) const {
-  return run(layer, weights, coded_, nullptr, &tap, proceed);
+  return runs_.observe(layer, weights, coded_, tap, proceed);
 }
 
 bool Streams::observe_source(int layer, const LayerWeights& weights, LayerTap& tap,
                              const std::function<bool()>& proceed) const {
-  return run(layer, weights, source_, nullptr, &tap, proceed);
+  return runs_.observe(layer, weights, source_, tap, proceed);
 }
 
 bool Streams::observe_output(int layer, const LayerWeights& weights,
@@ -78,7 +90,7 @@ bool Streams::observe_output(int layer, const LayerWeights& weights,
     if (!proceed()) return false;
     const auto n = static_cast<int64_t>(sample.size());
     copy_rows(source_, row, n, scratch);
-    run_sample(layer, weights, scratch.view(), nullptr);
+    runs_.run_sample(layer, weights, scratch.view(), nullptr);
     visit(scratch.view());
     row += n;
   }
@@ -94,10 +106,10 @@ bool Streams::observe_drift(int layer, const LayerWeights& source, const LayerWe
     const auto n = static_cast<int64_t>(sample.size());
     InputTap inputs(role);
     copy_rows(source_, row, n, scratch);
-    run_sample(layer, source, scratch.view(), &inputs);
+    runs_.run_sample(layer, source, scratch.view(), &inputs);
     tap.expect(&inputs.rows());
     copy_rows(coded_, row, n, scratch);
-    run_sample(layer, weights, scratch.view(), &tap);
+    runs_.run_sample(layer, weights, scratch.view(), &tap);
     tap.expect(nullptr);
     row += n;
   }
@@ -106,8 +118,8 @@ bool Streams::observe_drift(int layer, const LayerWeights& source, const LayerWe
 
 bool Streams::advance(int layer, const LayerWeights& source, const LayerWeights& coded,
                       const std::function<bool()>& proceed) {
-  return run(layer, source, source_, &source_, nullptr, proceed) &&
-         run(layer, coded, coded_, &coded_, nullptr, proceed);
+  return runs_.advance(layer, source, source_, proceed) &&
+         runs_.advance(layer, coded, coded_, proceed);
 }
 
 double Streams::relative_error() const {

@@ -13,6 +13,31 @@
 
 namespace quern {
 
+// Runs decoder layers on all samples of a corpus, rows [n_tokens, d_model] one sample after
+// another.
+class SampleRuns {
+ public:
+  // Both must outlive this.
+  SampleRuns(const ModelDesc& model, const Corpus& corpus) : model_(model), corpus_(corpus) {}
+
+  Matrix<float> embed(const EndWeights& ends) const;
+  // `proceed` is asked between samples; false stops and returns false.
+  using Proceed = std::function<bool()>;
+  // Moves the rows through a layer.
+  bool advance(int layer, const LayerWeights& weights, Matrix<float>& rows,
+               const Proceed& proceed) const;
+  // Shows the tap what the layer's weights read of the rows.
+  bool observe(int layer, const LayerWeights& weights, const Matrix<float>& rows, LayerTap& tap,
+               const Proceed& proceed) const;
+  // One sample, in place, through a layer; the tap may be null.
+  void run_sample(int layer, const LayerWeights& weights, MatrixView<float> h, LayerTap* tap) const;
+
+ private:
+  const ModelDesc& model_;
+  const Corpus& corpus_;
+  mutable RopeTables rope_;  // of the samples, which mostly have one length
+};
+
 class Streams {
  public:
   // Embeds all samples. `source` and `coded` differ when the embedding is coded.
@@ -48,14 +73,9 @@ class Streams {
   }
 
  private:
-  // Runs one sample, `n` rows in place, through a layer.
-  void run_sample(int layer, const LayerWeights& weights, MatrixView<float> h, LayerTap* tap) const;
-  bool run(int layer, const LayerWeights& weights, const Matrix<float>& from, Matrix<float>* to,
-           LayerTap* tap, const std::function<bool()>& proceed) const;
-
   const ModelDesc& model_;
   const Corpus& corpus_;
-  mutable RopeTables rope_;       // of the samples, which mostly have one length
+  SampleRuns runs_;
   Matrix<float> source_, coded_;  // [n_tokens, d_model]
 };
 

@@ -46,12 +46,6 @@ struct Compressed {
   std::string path;
 };
 
-std::string default_work_folder() {
-  if (const char* cache = std::getenv("XDG_CACHE_HOME")) return std::string(cache) + "/quern";
-  if (const char* home = std::getenv("HOME")) return std::string(home) + "/.cache/quern";
-  return ".quern-cache";
-}
-
 // Where the result of a recipe is kept: a name made of everything that determines its bytes.
 std::string output_folder(const CompareOptions& o, const std::string& canonical) {
   std::error_code ignored;
@@ -413,7 +407,7 @@ Status run_compare(CompareOptions o) {
 
 Action declare_compare(CLI::App& app) {
   const auto o = std::make_shared<CompareOptions>();
-  o->work = default_work_folder();
+  o->work = cache_folder();
   add_model(app, o->model);
   app.add_option("--recipes", o->recipes, "recipes, separated by ';'")->required();
   add_evaluation(app, o->text, o->eval);

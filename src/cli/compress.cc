@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
+#include <filesystem>
+#include <map>
 #include <memory>
 
+#include "allocate/compress_mix.h"
 #include "cli/command.h"
 #include "cli/compress_options.h"
 
@@ -16,6 +19,12 @@ void add_calibration(CLI::App& app, CompressOptions& options) {
       ->check(CLI::Range(2, 1 << 20));
   app.add_option("-s,--seed", options.seed, "same seed, same bytes")
       ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 53));
+}
+
+std::string cache_folder() {
+  if (const char* cache = std::getenv("XDG_CACHE_HOME")) return std::string(cache) + "/quern";
+  if (const char* home = std::getenv("HOME")) return std::string(home) + "/.cache/quern";
+  return ".quern-cache";
 }
 
 namespace {
@@ -63,8 +72,12 @@ void add_gate(CLI::App& app, Gate& gate) {
   add_activations(app, gate.activations);
 }
 
-Status measure(const Gate& gate, const std::string& original, const std::string& folder,
-               ProgressBar& bar, bool json) {
+struct Divergence {
+  double kl = 0, ppl_ratio = 0;
+};
+
+Result<Divergence> measure(const Gate& gate, const std::string& original, const std::string& folder,
+                           ProgressBar& bar, bool json) {
   QUERN_ASSIGN(const std::string text, evaluation_text(gate.text));
   QUERN_ASSIGN(const auto base, Model::open(original));
   QUERN_ASSIGN(const auto model, Model::open(folder, gate.activations));
@@ -78,24 +91,54 @@ Status measure(const Gate& gate, const std::string& original, const std::string&
   };
   const Model* const both[] = {model.get(), base.get()};
   QUERN_ASSIGN(const auto results, evaluate(both, base.get(), tokenizer->tokenize(text), options));
-  const double kl = results[0].kl_mean, ratio = results[0].ppl / results[1].ppl;
+  const Divergence measured{results[0].kl_mean, results[0].ppl / results[1].ppl};
   if (json) {
-    fmt::print("{}\n", Json{{"event", "measured"}, {"kl_mean", kl}, {"ppl_ratio", ratio}}.dump());
+    fmt::print(
+        "{}\n",
+        Json{{"event", "measured"}, {"kl_mean", measured.kl}, {"ppl_ratio", measured.ppl_ratio}}
+            .dump());
     std::fflush(stdout);
   } else {
-    bar.note(fmt::format("measured  KL {:.5f}, perplexity x {:.4f}, {} tokens", kl, ratio,
-                         results[0].n_tokens));
+    bar.note(fmt::format("measured  KL {:.5f}, perplexity x {:.4f}, {} tokens", measured.kl,
+                         measured.ppl_ratio, results[0].n_tokens));
   }
-  // So that NaN is refused too.
-  if (gate.max_kl > 0 && !(kl <= gate.max_kl)) {
-    return error("the result diverges by {:.5f} nats per token, more than --max-kl {}", kl,
+  return measured;
+}
+
+// So that NaN is refused too.
+Status check(const Gate& gate, const Divergence& measured) {
+  if (gate.max_kl > 0 && !(measured.kl <= gate.max_kl)) {
+    return error("the result diverges by {:.5f} nats per token, more than --max-kl {}", measured.kl,
                  gate.max_kl);
   }
-  if (gate.max_ppl_ratio > 0 && !(ratio <= gate.max_ppl_ratio)) {
-    return error("the result has {:.4f} times the perplexity, more than --max-ppl-ratio {}", ratio,
-                 gate.max_ppl_ratio);
+  if (gate.max_ppl_ratio > 0 && !(measured.ppl_ratio <= gate.max_ppl_ratio)) {
+    return error("the result has {:.4f} times the perplexity, more than --max-ppl-ratio {}",
+                 measured.ppl_ratio, gate.max_ppl_ratio);
   }
   return {};
+}
+
+// Every matrix and both ends, each at the rate that serves the whole best.
+constexpr char kMixRecipe[] = "rotate(ends=turned) | mix @ all+embed";
+
+void add_target(CLI::App& app, MixOptions& mix, double& size) {
+  const std::map<std::string, double> units = {{"b", 1},        {"kb", 1e3},    {"mb", 1e6},
+                                               {"gb", 1e9},     {"tb", 1e12},   {"kib", 0x1p10},
+                                               {"mib", 0x1p20}, {"gib", 0x1p30}};
+  std::vector<CLI::Option*> options = {
+      app.add_option("--size", size, "the best model whose weight files fit: 3.8GB, 500MiB")
+          ->transform(
+              CLI::AsNumberWithUnit(units, CLI::AsNumberWithUnit::CASE_INSENSITIVE, "SIZE")),
+      app.add_option("--bits", mix.target.bpw, "the same in bits per weight of the whole model")
+          ->check(CLI::Range(0.1, 32.0)),
+      app.add_option("--plan", mix.plan,
+                     "plan file: carried out if it exists, else written; it may be edited"),
+      app.add_option("--curves", mix.curves,
+                     "file of measured curves, for other sizes; default: in the cache folder"),
+      app.add_flag("--dry-run", mix.dry_run, "measure and print the plan, write no model"),
+      app.add_flag("!--no-check", mix.check,
+                   "do not make the uniform model of the same size to compare with")};
+  for (CLI::Option* option : options) option->group("Size");
 }
 
 }  // namespace
@@ -118,6 +161,8 @@ std::function<bool(const Json&)> compress_observer(ProgressBar& bar, bool json) 
       }
     } else if (kind == "progress") {
       bar.show(event["done"], event["what"]);
+    } else if (kind == "allocation") {
+      for (const std::string& line : plan_lines(event)) bar.note(line);
     } else if (kind == "layer") {
       bar.note(layer_line(event));
     }
@@ -125,18 +170,92 @@ std::function<bool(const Json&)> compress_observer(ProgressBar& bar, bool json) 
   };
 }
 
+namespace {
+
+struct Options {
+  MixOptions mix;
+  double size = 0;  // bytes; 0: not given
+  Gate gate;
+  bool json = false;
+};
+
+// The recipe, where none is given, and what --max-kl means.
+Status settle(Options& o) {
+  MixOptions& mix = o.mix;
+  std::string& recipe = mix.compress.recipe;
+  if (o.size != 0 && !(o.size >= 1 && o.size <= 1e18)) {
+    return usage_error("--size is {} bytes", o.size);
+  }
+  mix.target.bytes = static_cast<uint64_t>(o.size);
+  if (mix.target.bytes > 0 && mix.target.bpw > 0) {
+    return usage_error("--size and --bits both bound the bytes; give one");
+  }
+  if (mix.compress.out.empty() && !mix.dry_run) return usage_error("--out is required");
+  std::error_code ignored;
+  const bool has_plan = !mix.plan.empty() && std::filesystem::exists(mix.plan, ignored);
+  if (recipe.empty() && has_plan) {
+    QUERN_ASSIGN(const Plan plan, read_plan(mix.plan));
+    recipe = plan.recipe;
+  } else if (recipe.empty()) {
+    if (!mix.target.is_set() && o.gate.max_kl == 0) {
+      return usage_error("--recipe is required, or --size, --bits, --max-kl or --plan");
+    }
+    if (!mix.target.is_set()) mix.target.kl = o.gate.max_kl;
+    recipe = kMixRecipe;
+  }
+  mix.curves_folder = cache_folder();
+  return {};
+}
+
+void print_result(const Options& o, const CompressResult& result) {
+  if (o.json) return;
+  for (const std::string& note : result.notes) fmt::print(stderr, "note    {}\n", note);
+  fmt::print("{}: {}, {:.3f} bits per weight ({:.3f} in linear layers), {}\n", o.mix.compress.out,
+             human_bytes(static_cast<double>(result.weight_bytes)), result.bpw, result.linear_bpw,
+             human_seconds(result.seconds));
+}
+
+Error with_advice(Error problem) {
+  if (problem.kind == ErrorKind::kCancelled) {
+    problem.message = "stopped; the same command goes on from here";
+  }
+  return problem;
+}
+
+Status run_mix(const Options& o, ProgressBar& bar) {
+  const auto result = compress_mix(o.mix);
+  bar.clear();
+  if (!result) return tl::unexpected(with_advice(result.error()));
+  if (!result->is_compressed) return {};
+  if (result->planned_kl >= 0) {
+    const bool wins = result->planned_kl <= result->uniform_kl;
+    if (o.json) {
+      fmt::print("{}\n", Json{{"event", "check"},
+                              {"planned_kl", result->planned_kl},
+                              {"uniform_kl", result->uniform_kl},
+                              {"written", wins ? "planned" : "uniform"}}
+                             .dump());
+    } else {
+      fmt::print("held-out calibration text: KL {:.5f} planned, {:.5f} uniform; {}\n",
+                 result->planned_kl, result->uniform_kl,
+                 wins ? "the planned model is written" : "the UNIFORM model is written");
+    }
+  }
+  print_result(o, result->compressed);
+  return {};
+}
+
+}  // namespace
+
 Action declare_compress(CLI::App& app) {
-  struct Options {
-    CompressOptions compress;
-    Gate gate;
-    bool json = false;
-  };
   const auto o = std::make_shared<Options>();
-  add_model(app, o->compress.model);
-  app.add_option("-o,--out", o->compress.out, "folder to write")->required();
-  app.add_option("-r,--recipe", o->compress.recipe, "recipe, or a .recipe file")->required();
-  add_calibration(app, o->compress);
-  app.add_flag("-f,--force", o->compress.force, "replace the output folder if it exists");
+  CompressOptions& options = o->mix.compress;
+  add_model(app, options.model);
+  app.add_option("-o,--out", options.out, "folder to write");
+  app.add_option("-r,--recipe", options.recipe, "recipe, or a .recipe file");
+  add_calibration(app, options);
+  app.add_flag("-f,--force", options.force, "replace the output folder if it exists");
+  add_target(app, o->mix, o->size);
   add_gate(app, o->gate);
   add_threads(app);
   add_json(app, o->json);
@@ -146,29 +265,38 @@ Action declare_compress(CLI::App& app) {
       "  quern compress models/tiny -o out --recipe 'rotate(rht) | ldlq(int(3, group=64))' \\\n"
       "      --calibration text.txt --nsamples 128\n"
       "  quern compress models/tiny -o out --recipe quern-3bit --max-kl 0.1\n"
+      "  quern compress models/tiny -o out --size 400KB\n"
+      "  quern compress models/tiny --bits 2.5 --dry-run --plan plan.json\n"
+      "  quern compress models/tiny -o out --max-kl 0.02\n"
       "A run that was stopped goes on where it was when the same command is given again.");
   return [o]() -> Status {
+    QUERN_TRY(settle(*o));
     ProgressBar bar(o->json);
-    o->compress.observe = compress_observer(bar, o->json);
+    CompressOptions& options = o->mix.compress;
+    options.observe = compress_observer(bar, o->json);
+    o->mix.activations = o->gate.activations;
+    const auto divergence = [&](const std::string& folder) {
+      return measure(o->gate, options.model, folder, bar, o->json);
+    };
+    o->mix.divergence = [&](const std::string& folder) -> Result<double> {
+      QUERN_ASSIGN(const Divergence measured, divergence(folder));
+      return measured.kl;
+    };
     if (o->gate.is_asked()) {
-      o->compress.accept = [&](const std::string& folder) {
-        return measure(o->gate, o->compress.model, folder, bar, o->json);
+      options.accept = [&](const std::string& folder) -> Status {
+        QUERN_ASSIGN(const Divergence measured, divergence(folder));
+        return check(o->gate, measured);
       };
     }
-    const auto result = compress(o->compress);
-    bar.clear();
-    if (!result) {
-      Error problem = result.error();
-      if (problem.kind == ErrorKind::kCancelled) {
-        problem.message = "stopped; the same command goes on from here";
-      }
-      return tl::unexpected(problem);
+    QUERN_ASSIGN(const bool is_mix, has_mix(options.recipe));
+    if (is_mix) return run_mix(*o, bar);
+    if (o->mix.target.is_set() || o->mix.dry_run || !o->mix.plan.empty()) {
+      return usage_error("--size, --bits, --plan and --dry-run need a recipe with a mix, or none");
     }
-    if (o->json) return {};
-    for (const std::string& note : result->notes) fmt::print(stderr, "note    {}\n", note);
-    fmt::print("{}: {}, {:.3f} bits per weight ({:.3f} in linear layers), {}\n", o->compress.out,
-               human_bytes(static_cast<double>(result->weight_bytes)), result->bpw,
-               result->linear_bpw, human_seconds(result->seconds));
+    const auto result = compress(options);
+    bar.clear();
+    if (!result) return tl::unexpected(with_advice(result.error()));
+    print_result(*o, *result);
     return {};
   };
 }

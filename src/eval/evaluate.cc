@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/digest.h"
 #include "base/parallel.h"
+#include "eval/divergence.h"
 #include "eval/mean.h"
 #include "kernels/kernels.h"
 #include "model/sampler.h"
@@ -115,16 +116,6 @@ class WindowRun {
   Matrix<float> hidden_, logits_;
   double seconds_ = 0;
 };
-
-// KL(p || q) in double, given the log sums of both.
-double divergence(const float* p, double p_norm, const float* q, double q_norm, int64_t n) {
-  double sum = 0;
-  for (int64_t j = 0; j < n; ++j) {
-    const double log_p = p[j] - p_norm;
-    sum += std::exp(log_p) * (log_p - (q[j] - q_norm));
-  }
-  return sum;
-}
 
 class Scores {
  public:

@@ -14,16 +14,6 @@ namespace {
 constexpr uint64_t kMaxHeader = 100'000'000;
 constexpr std::string_view kMetadataKey = "__metadata__";
 
-// Bytes of a tensor; nothing if the count overflows or bits do not fill whole bytes.
-std::optional<uint64_t> stored_bytes(DType dtype, const Shape& shape) {
-  const std::optional<int64_t> count = element_count(shape);
-  if (!count) return std::nullopt;
-  const auto bits =
-      checked_mul(static_cast<uint64_t>(*count), static_cast<uint64_t>(dtype_bits(dtype)));
-  if (!bits || *bits % 8 != 0) return std::nullopt;
-  return *bits / 8;
-}
-
 // A list of non-negative integers below 2^63.
 Result<std::vector<int64_t>> read_counts(const Json& entry, std::string_view key) {
   const auto found = entry.find(key);
@@ -139,6 +129,14 @@ Result<std::string> quoted(const std::string& text) {
   }
 }
 
+// As they lie in a file.
+void put_in_order(std::vector<TensorSpec>& tensors) {
+  std::sort(tensors.begin(), tensors.end(), [](const TensorSpec& a, const TensorSpec& b) {
+    const int bits_a = dtype_bits(a.dtype), bits_b = dtype_bits(b.dtype);
+    return bits_a != bits_b ? bits_a > bits_b : a.name < b.name;
+  });
+}
+
 Result<std::string> header_text(const std::vector<TensorSpec>& order,
                                 const std::map<std::string, std::string>& metadata) {
   std::string text = "{\"__metadata__\":{";
@@ -185,6 +183,15 @@ Status check_specs(const std::vector<TensorSpec>& tensors) {
 
 }  // namespace
 
+std::optional<uint64_t> stored_bytes(DType dtype, const Shape& shape) {
+  const std::optional<int64_t> count = element_count(shape);
+  if (!count) return std::nullopt;
+  const auto bits =
+      checked_mul(static_cast<uint64_t>(*count), static_cast<uint64_t>(dtype_bits(dtype)));
+  if (!bits || *bits % 8 != 0) return std::nullopt;
+  return *bits / 8;
+}
+
 Result<SafetensorsHeader> parse_safetensors(std::span<const std::byte> file) {
   try {
     Result<SafetensorsHeader> header = parse(file);
@@ -208,15 +215,19 @@ const TensorInfo* SafetensorsFile::find(std::string_view name) const {
   return find_tensor(header_.tensors, name);
 }
 
+Result<size_t> safetensors_header_bytes(std::vector<TensorSpec> tensors) {
+  QUERN_TRY(check_specs(tensors));
+  put_in_order(tensors);
+  QUERN_ASSIGN(const std::string header, header_text(tensors, {}));
+  return 8 + header.size();
+}
+
 Result<SafetensorsWriter> SafetensorsWriter::create(
     const std::string& path, std::vector<TensorSpec> tensors,
     const std::map<std::string, std::string>& metadata) {
   if (Status checked = check_specs(tensors); !checked)
     return error("{}: {}", path, checked.error().message);
-  std::sort(tensors.begin(), tensors.end(), [](const TensorSpec& a, const TensorSpec& b) {
-    const int bits_a = dtype_bits(a.dtype), bits_b = dtype_bits(b.dtype);
-    return bits_a != bits_b ? bits_a > bits_b : a.name < b.name;
-  });
+  put_in_order(tensors);
   const Result<std::string> header = header_text(tensors, metadata);
   if (!header) return error("{}: {}", path, header.error().message);
   if (header->size() > kMaxHeader) {

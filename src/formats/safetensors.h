@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,6 +24,9 @@ struct SafetensorsHeader {
   std::vector<TensorInfo> tensors;  // sorted by name; `bytes` point into the given file
   std::map<std::string, std::string> metadata;
 };
+
+// Bytes of a tensor; nothing if the count overflows or bits do not fill whole bytes.
+std::optional<uint64_t> stored_bytes(DType dtype, const Shape& shape);
 
 // Checks and indexes a whole file image, which must outlive the result.
 Result<SafetensorsHeader> parse_safetensors(std::span<const std::byte> file);
@@ -45,6 +49,9 @@ struct TensorSpec {
   DType dtype = DType::kF32;
   Shape shape;
 };
+
+// Bytes before the data of a file of these tensors without metadata of its own.
+Result<size_t> safetensors_header_bytes(std::vector<TensorSpec> tensors);
 
 // Streams one file: all tensors are declared first, then written in the order of `order()`
 // (bits of the dtype descending, then name), whole or in pieces. Nothing appears at `path`

@@ -36,7 +36,14 @@ ReferenceHooks<T> online_hooks(const ModelDesc& model, const BasisChange& basis)
     };
   };
   ReferenceHooks<T> hooks;
-  if (!basis.form().has_folded_ends) {
+  if (basis.form().ends == Ends::kTurned) {
+    hooks.before_head = [&basis](Matrix<T>& h) {
+      for (int64_t i = 0; i < h.rows(); ++i) {
+        basis.at(Site::kResidual).apply(h.row(i), h.cols());
+      }
+    };
+  }
+  if (basis.form().ends == Ends::kOnline) {
     hooks.after_embedding = [&basis](Matrix<T>& h) {
       for (int64_t i = 0; i < h.rows(); ++i) {
         if (basis.form().is_centred) {
@@ -46,6 +53,8 @@ ReferenceHooks<T> online_hooks(const ModelDesc& model, const BasisChange& basis)
         basis.at(Site::kResidual).apply(h.row(i), h.cols());
       }
     };
+  }
+  if (!basis.form().has_folded_ends()) {
     hooks.before_final_norm = [&basis](Matrix<T>& h) {
       for (int64_t i = 0; i < h.rows(); ++i) {
         basis.at(Site::kResidual).apply_inverse(h.row(i), h.cols());

@@ -130,7 +130,7 @@ Result<Matrix<T>> Fold<T>::norm(const WeightId& id, Part part) const {
 template <class T>
 Result<Matrix<T>> Fold<T>::embedding(const WeightId& id) const {
   QUERN_ASSIGN(Matrix<T> w, load_(id, Part::kWeight));
-  if (!basis_.form().has_folded_ends) return w;
+  if (basis_.form().ends == Ends::kOnline) return w;
   const Chain& chain = basis_.at(Site::kResidual);
   parallel_for(w.rows(), kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -155,6 +155,13 @@ Result<Matrix<T>> Fold<T>::head(Part part) const {
     return bias;
   }
   QUERN_ASSIGN(Matrix<T> w, load_(id, Part::kWeight));
+  if (basis_.form().ends == Ends::kTurned) {
+    const Chain& chain = basis_.at(Site::kResidual);
+    parallel_for(w.rows(), kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) chain.apply_inverse_transpose(w.row(i), w.cols());
+    });
+    return w;
+  }
   if (!is_head_folded(basis_)) return w;
   QUERN_TRY(scale_by_gain(norm, w));
   const Chain& chain = basis_.at(Site::kResidual);

@@ -133,7 +133,7 @@ bool changes_stream(const BasisChange& basis) {
 }
 
 bool is_head_folded(const BasisChange& basis) {
-  return basis.form().has_folded_ends && !basis.empty(Site::kResidual);
+  return basis.form().has_folded_ends() && !basis.empty(Site::kResidual);
 }
 
 std::string stream_obstacle(const LayerDesc& layer, const StreamForm& form) {
@@ -182,7 +182,7 @@ OnlineCost online_cost(const BasisChange& basis, const ModelDesc& model) {
     cost.flops += 2 * weights;
     cost.bytes += 2 * weights;  // in halves
   }
-  if (!basis.form().has_folded_ends) {
+  if (!basis.form().has_folded_ends()) {
     add(basis.at(Site::kResidual), model.d_model, 2);
     if (basis.form().is_centred) cost.flops += 2 * model.d_model;
   }
@@ -204,7 +204,7 @@ ModelDesc in_basis(const ModelDesc& model, const BasisChange& basis) {
     layer.d_mid = layer.parallel ? 0 : form.widths[static_cast<size_t>(place_mid(place))];
     layer.d_out = form.widths[static_cast<size_t>(place_out(place))];
   }
-  if (form.has_folded_ends) changed.tied_head = false;
+  if (form.has_folded_ends()) changed.tied_head = false;
   if (is_head_folded(basis)) {
     changed.head_bias = changed.head_bias || changed.final_norm.has_bias;
     become_rms(form, changed.final_norm);
@@ -217,10 +217,11 @@ bool is_changed(const BasisChange& basis, const WeightId& id) {
     case Role::kAttnSkip:
     case Role::kMlpSkip:
       return true;
-    case Role::kEmbed:
     case Role::kPosEmbed:
+      return basis.form().has_folded_ends();
+    case Role::kEmbed:
     case Role::kLmHead:
-      return basis.form().has_folded_ends;
+      return basis.form().ends != Ends::kOnline;
     case Role::kFinalNorm:
       return is_head_folded(basis);
     case Role::kAttnNorm:
@@ -257,9 +258,13 @@ Status check_form(const BasisChange& basis, const ModelDesc& original) {
       }
     }
     if (form.widths.back() != original.d_model) return error("basis: the head is sliced");
-    if (!form.has_folded_ends || !basis.empty(Site::kResidual)) {
+    if (!form.has_folded_ends() || !basis.empty(Site::kResidual)) {
       return error("basis: a sliced stream must begin in the embedding and is not rotated");
     }
+  }
+  if (form.ends == Ends::kTurned &&
+      (form.is_centred || original.positions == PositionKind::kLearned)) {
+    return error("basis: turned ends of a model whose stream begins in more than an embedding");
   }
   for (const LayerDesc& layer : original.layers) {
     if (!changes_stream(basis)) break;

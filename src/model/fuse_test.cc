@@ -320,6 +320,32 @@ TEST(Fuse, BiasesOfLayerNormsMoveIntoModelsWithoutBiases) {
   }
 }
 
+// One matrix still serves both ends of a tied model.
+TEST(Fuse, TurnedEndsStayTiedAndAreInTheBasisOfTheStream) {
+  int n_turned = 0;
+  for (const std::string& name : fixture_names()) {
+    const Fixture fixture = open_fixture(name);
+    for (const char* kind : {"rht", "haar"}) {
+      const Plan plan = rotate(fixture.model(), kind, "residual, ends=turned");
+      if (!plan.status) continue;  // norms behind attention and MLP
+      ASSERT_TRUE(check_form(plan.basis, fixture.model())) << name;
+      const ModelDesc changed = in_basis(fixture.model(), plan.basis);
+      EXPECT_EQ(changed.tied_head, fixture.model().tied_head) << name;
+      EXPECT_LT(change<double>(fixture, plan.basis), kDoubleTolerance) << name << " " << kind;
+      if (plan.basis.form().ends != Ends::kTurned) continue;  // more than an embedding
+      ++n_turned;
+      ReferenceHooks<double> hooks = online_hooks<double>(fixture.model(), plan.basis);
+      EXPECT_FALSE(hooks.after_embedding);
+      hooks.before_head = nullptr;
+      EXPECT_GT(change<double>(
+                    fixture, [&](Role) -> const BasisChange& { return plan.basis; }, hooks),
+                1e-5)
+          << name << " without the turn before the head";
+    }
+  }
+  EXPECT_GT(n_turned, 10);
+}
+
 TEST(Fuse, FoldedEndsUntieTheHeadAndLeaveNothingOnline) {
   for (const std::string& name : fixture_names()) {
     const Fixture fixture = open_fixture(name);

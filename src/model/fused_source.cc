@@ -76,7 +76,18 @@ Result<LayerWeights> FusedSource::layer(int index) const {
 Result<EndWeights> FusedSource::ends() const {
   QUERN_ASSIGN(EndWeights ends, source_.ends());
   set_online_ends(basis_, ends);
-  if (!basis_.form().has_folded_ends) return ends;
+  if (basis_.form().ends == Ends::kOnline) return ends;
+  if (ends.is_turned) {
+    QUERN_ASSIGN(ends.embed, linear({Role::kEmbed}));
+    if (desc_.tied_head) {
+      std::vector<float> bias = std::move(ends.head.bias);
+      ends.head = ends.embed;
+      ends.head.bias = std::move(bias);
+    } else {
+      QUERN_ASSIGN(ends.head, linear({Role::kLmHead}));
+    }
+    return ends;
+  }
   QUERN_ASSIGN(ends.embed, linear({Role::kEmbed}));
   if (ends.pos_embed.exists()) {
     QUERN_ASSIGN(ends.pos_embed, linear({Role::kPosEmbed}));

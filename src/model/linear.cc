@@ -259,6 +259,18 @@ Status check_rounding(const LinearWeight& weight) {
   return weight.rounding->act->check(weight.n_in, weight.codec->panel_tile(weight.n_in).group);
 }
 
+LinearWeight coded_weight(CodedMatrix codes, const Codec& codec, std::vector<float> bias) {
+  const auto owner = std::make_shared<const CodedMatrix>(std::move(codes));
+  LinearWeight weight;
+  weight.n_out = owner->n_out();
+  weight.n_in = owner->n_in();
+  weight.codec = &codec;
+  weight.codes = owner->view();
+  weight.bias = std::move(bias);
+  weight.owner = owner;
+  return weight;
+}
+
 LinearWeight dense_weight(Matrix<float> values, std::vector<float> bias) {
   const auto owner = std::make_shared<const Matrix<float>>(std::move(values));
   LinearWeight weight;

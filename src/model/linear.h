@@ -76,6 +76,9 @@ Status check_rounding(const LinearWeight& weight);
 // A dense weight that owns its values.
 LinearWeight dense_weight(Matrix<float> values, std::vector<float> bias);
 
+// A coded weight that owns its codes; the codec must outlive it.
+LinearWeight coded_weight(CodedMatrix codes, const Codec& codec, std::vector<float> bias);
+
 // Values of rows [row, row + n_rows): dst[n_rows, n_in].
 void decode_rows(const LinearWeight& weight, int64_t row, int64_t n_rows, float* dst);
 

@@ -46,7 +46,7 @@ void embed(const ModelDesc& model, const EndWeights& ends, std::span<const Token
       std::fill(row + width, row + h.cols, 0.0f);
     }
   });
-  apply_online(ends.residual, h, time);
+  if (!ends.is_turned) apply_online(ends.residual, h, time);
 }
 
 Result<std::unique_ptr<Model>> Model::open(const std::string& path, Activations activations) {
@@ -213,13 +213,19 @@ void finish_hidden(const ModelDesc& model, const EndWeights& ends, MatrixView<fl
                    SpentTime* time) {
   apply_online(ends.residual, h, time, Online::kInverse);
   apply_norm(model.final_norm, ends.final_norm, h, h);
+  if (ends.is_turned) apply_online(ends.residual, h, time);
 }
 
 void Model::logits(MatrixView<const float> hidden, MatrixView<float> logits) const {
-  linear(parts_.ends.head, hidden, logits);
-  if (desc().logit_soft_cap == 0) return;
+  head_logits(desc(), parts_.ends, hidden, logits);
+}
+
+void head_logits(const ModelDesc& model, const EndWeights& ends, MatrixView<const float> hidden,
+                 MatrixView<float> logits) {
+  linear(ends.head, hidden, logits);
+  if (model.logit_soft_cap == 0) return;
   for (int64_t i = 0; i < logits.rows; ++i) {
-    kernels().soft_cap(static_cast<float>(desc().logit_soft_cap), logits.cols, logits.row(i));
+    kernels().soft_cap(static_cast<float>(model.logit_soft_cap), logits.cols, logits.row(i));
   }
 }
 

@@ -87,7 +87,10 @@ Status check_ids(const ModelDesc& model, std::span<const Token> ids);
 // h [ids.size(), d_model] <- embedding of ids at positions from `position`, in the layers' basis.
 void embed(const ModelDesc& model, const EndWeights& ends, std::span<const Token> ids,
            int64_t position, MatrixView<float> h, SpentTime* time = nullptr);
-// h <- what the head reads: back to the head's basis, then the final norm.
+// logits [n, n_vocab] of hidden rows, capped where the model caps them.
+void head_logits(const ModelDesc& model, const EndWeights& ends, MatrixView<const float> hidden,
+                 MatrixView<float> logits);
+// h <- what the head reads: back to the final norm's basis, that norm, then to the head's.
 void finish_hidden(const ModelDesc& model, const EndWeights& ends, MatrixView<float> h,
                    SpentTime* time = nullptr);
 

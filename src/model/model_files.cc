@@ -103,7 +103,8 @@ Result<LayerWeights> ModelFiles::layer(int index) const {
 }
 
 void set_online_ends(const BasisChange& basis, EndWeights& ends) {
-  const bool is_folded = basis.form().has_folded_ends;
+  const bool is_folded = basis.form().has_folded_ends();
+  ends.is_turned = basis.form().ends == Ends::kTurned;
   ends.residual = is_folded ? Chain() : basis.at(Site::kResidual);
   ends.is_centred = basis.form().is_centred && !is_folded;
 }

@@ -17,8 +17,9 @@ struct EndWeights {
   LinearWeight embed;      // [n_vocab, d_model], read by rows
   LinearWeight pos_embed;  // may not exist
   NormWeight final_norm;
-  LinearWeight head;        // equal to embed when tied
-  Chain residual;           // behind the embedding; its inverse before the final norm
+  LinearWeight head;  // equal to embed when tied
+  Chain residual;  // behind the embedding, or if turned the final norm; its inverse before the norm
+  bool is_turned = false;   // embed and head are in the stream's basis, the final norm is not
   bool is_centred = false;  // the mean is taken from what the embedding gives, before `residual`
 };
 

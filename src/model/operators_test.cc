@@ -204,7 +204,7 @@ TEST(Operators, CostsAreThoseOfWhatRunsOnline) {
   EXPECT_EQ(online_cost(basis, model).bytes, 4 * f * f);
   basis.add(Site::kResidual, make_signs(model.d_model, 1, 1));
   EXPECT_EQ(online_cost(basis, model).flops, 2 * f * f + 2 * model.d_model);
-  basis.form().has_folded_ends = true;
+  basis.form().ends = Ends::kFolded;
   EXPECT_EQ(online_cost(basis, model).flops, 2 * f * f);
 }
 

@@ -28,6 +28,7 @@ class Forward {
     layer_ = -1;
     call(hooks_.before_final_norm, h);
     norm(model_.final_norm, Role::kFinalNorm, h);
+    call(hooks_.before_head, h);
     const WeightId head{model_.tied_head ? Role::kEmbed : Role::kLmHead};
     Matrix<T> logits =
         reference::linear(h, weights_.get(head), bias(model_.head_bias, {Role::kLmHead}));

@@ -20,6 +20,7 @@ template <class T>
 struct ReferenceHooks {
   std::function<void(Matrix<T>& h)> after_embedding;       // [n, d_model]
   std::function<void(Matrix<T>& h)> before_final_norm;     // [n, d_model]
+  std::function<void(Matrix<T>& h)> before_head;           // [n, d_model]
   std::function<void(int layer, Matrix<T>& x)> qkv_input;  // [n, d_model]
   std::function<void(int layer, Matrix<T>& q)> q;          // [n, n_heads * d_head]; after RoPE
   std::function<void(int layer, Matrix<T>& k)> k;          // [n, n_kv_heads * d_head]

@@ -201,6 +201,7 @@ TEST(ReferenceForward, CallsEachHookWithItsTensor) {
     const ReferenceHooks<float> hooks = {
         .after_embedding = [&](M& h) { count("after_embedding", h, d); },
         .before_final_norm = [&](M& h) { count("before_final_norm", h, d); },
+        .before_head = [&](M& h) { count("before_head", h, d); },
         .qkv_input = [&](int, M& x) { count("qkv_input", x, d); },
         .q = [&](int, M& q) { count("q", q, d_q); },
         .k = [&](int, M& k) { count("k", k, d_kv); },
@@ -217,9 +218,10 @@ TEST(ReferenceForward, CallsEachHookWithItsTensor) {
     reference_logits(model, load<float>(fixture.store), std::span<const int32_t>(fixture.ids),
                      hooks);
     const int n_layers = static_cast<int>(model.layers.size());
-    EXPECT_EQ(calls.size(), 10u);
+    EXPECT_EQ(calls.size(), 11u);
     EXPECT_EQ(calls["after_embedding"], 1);
     EXPECT_EQ(calls["before_final_norm"], 1);
+    EXPECT_EQ(calls["before_head"], 1);
     for (const char* hook : {"qkv_input", "q", "k", "v", "o_input", "mlp_input", "layer_output"}) {
       EXPECT_EQ(calls[hook], n_layers) << hook;
     }

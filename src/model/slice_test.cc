@@ -36,7 +36,7 @@ bool has_layer_norms(const ModelDesc& model) {
 BasisChange cut(const ModelDesc& model, int64_t width, bool is_turned) {
   BasisChange basis;
   const auto n_places = static_cast<int>(2 * model.layers.size() + 1);
-  basis.form().has_folded_ends = true;
+  basis.form().ends = Ends::kFolded;
   basis.form().is_centred = has_layer_norms(model);
   basis.form().widths.assign(static_cast<size_t>(n_places), width);
   basis.form().widths.back() = model.d_model;
@@ -138,7 +138,7 @@ TEST(Slice, FormsThatDoNotFitAreRefused) {
   expect_refused([](StreamForm& form) { form.widths.back() = 16; });
   expect_refused([](StreamForm& form) { form.widths[1] = 33; });
   expect_refused([](StreamForm& form) { form.widths[0] = 0; });
-  expect_refused([](StreamForm& form) { form.has_folded_ends = false; });
+  expect_refused([](StreamForm& form) { form.ends = Ends::kOnline; });
   BasisChange turned = sound;
   turned.add(Site::kResidual, make_signs(16, 1, 1));
   EXPECT_FALSE(check_form(turned, model));

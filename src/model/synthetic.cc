@@ -217,7 +217,7 @@ Result<std::unique_ptr<Model>> synthetic_model(std::string_view shape,
   for (const Status& status : done) QUERN_TRY(status);
   if (parts.desc.tied_head) parts.ends.head = parts.ends.embed;
   QUERN_TRY(check_basis(options.basis, parts.desc));
-  parts.ends.residual = options.basis.at(Site::kResidual);
+  set_online_ends(options.basis, parts.ends);
   for (size_t i = 0; i < parts.layers.size(); ++i) {
     parts.layers[i].online = online_operators(options.basis, parts.desc, static_cast<int>(i));
   }

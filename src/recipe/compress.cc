@@ -20,12 +20,13 @@
 #include "calib/group_inputs.h"
 #include "calib/streams.h"
 #include "eval/overlap.h"
-#include "model/fused_source.h"
 #include "recipe/dense_tensors.h"
 #include "recipe/finished_steps.h"
 #include "recipe/fit.h"
+#include "recipe/input_groups.h"
 #include "recipe/journal.h"
 #include "recipe/output_plan.h"
+#include "recipe/prepared.h"
 #include "recipe/write_model.h"
 
 namespace quern {
@@ -36,21 +37,6 @@ using Clock = std::chrono::steady_clock;
 tl::unexpected<Error> cancelled() {
   return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
 }
-
-// Roles that read the same activations, in the order of the data.
-struct Group {
-  Role shown;  // as the tap names it
-  std::vector<Role> roles;
-  bool is_per_expert;
-};
-const Group kGroups[] = {
-    {Role::kQ, {Role::kQ, Role::kK, Role::kV}, false},
-    {Role::kO, {Role::kO}, false},
-    {Role::kGate, {Role::kGate, Role::kUp}, true},
-    {Role::kDown, {Role::kDown}, true},
-    {Role::kSharedGate, {Role::kSharedGate, Role::kSharedUp}, false},
-    {Role::kSharedDown, {Role::kSharedDown}, false},
-};
 
 // What is known of the inputs of one matrix.
 struct CodingInputs {
@@ -68,22 +54,23 @@ class Compression {
     QUERN_TRY(prepare());
     QUERN_ASSIGN(Journal journal, Journal::open(out_, job_));
     journal_ = &journal;
-    finished_ = std::make_unique<FinishedSteps>(journal, plan_, *fused_);
+    finished_ = std::make_unique<FinishedSteps>(journal, plan_, *prepared_->fused);
     QUERN_TRY(announce());
     QUERN_TRY(code_ends_before());
     if (needs_streams_) {
-      streams_ = std::make_unique<Streams>(fused_->desc(), corpus_, source_ends_, coded_ends_);
+      streams_ =
+          std::make_unique<Streams>(prepared_->fused->desc(), corpus_, source_ends_, coded_ends_);
     }
     for (int layer = 0; layer < n_layers(); ++layer) QUERN_TRY(layer_step(layer));
     QUERN_TRY(code_head());
     QUERN_TRY(report("progress", {{"what", "write"}, {"done", 1.0}}));
-    packed_.basis = basis_;
-    QUERN_TRY(write_model(*files_, plan_, packed_, journal, out_, options_.accept));
+    packed_.basis = prepared_->basis;
+    QUERN_TRY(write_model(*prepared_->files, plan_, packed_, journal, out_, options_.accept));
     return finish(start);
   }
 
  private:
-  int n_layers() const { return static_cast<int>(files_->desc().layers.size()); }
+  int n_layers() const { return static_cast<int>(prepared_->files->desc().layers.size()); }
   int head_step() const { return n_layers() + 1; }
 
   Status report(const char* event, Json fields) {
@@ -103,35 +90,26 @@ class Compression {
   }
 
   Status prepare() {
-    QUERN_ASSIGN(recipe_, Recipe::load(options_.recipe));
     QUERN_ASSIGN(out_, output_folder(options_.out, options_.model,
                                      options_.force ? Existing::kReplace : Existing::kRefuse));
-    QUERN_ASSIGN(files_, ModelFiles::open(options_.model));
-    if (!files_->packed().empty()) {
-      return usage_error("{} is already compressed with '{}'; compress the original",
-                         options_.model, files_->packed().recipe);
+    QUERN_ASSIGN(prepared_, quern::prepare(options_.model, options_.recipe, options_.seed));
+    if (prepared_->recipe.mix() != nullptr) {
+      return usage_error("recipe: '{}' leaves matrices to an allocator", options_.recipe);
     }
-    QUERN_TRY(recipe_.check(files_->desc()));
-    for (size_t i = 0; i < recipe_.transforms().size(); ++i) {
-      basis_.begin_stage(static_cast<int>(i));
-      const ModelDesc desc = in_basis(files_->desc(), basis_);
-      QUERN_TRY(recipe_.transforms()[i]->plan(desc, options_.seed, basis_, result_.notes));
-      QUERN_TRY(check_form(basis_, files_->desc()));
-    }
-    QUERN_TRY(check_basis(basis_, in_basis(files_->desc(), basis_)));
-    fused_ = std::make_unique<FusedSource>(*files_, basis_);
-    QUERN_ASSIGN(plan_, OutputPlan::make(*files_, recipe_, basis_));
-    dense_ = std::make_unique<DenseTensors>(*files_, *fused_, plan_);
-    needs_streams_ = recipe_.needs_calibration();
-    fitting_ = std::make_unique<Fitting>(*files_, recipe_, options_.seed, basis_);
+    result_.notes = prepared_->notes;
+    QUERN_ASSIGN(plan_, OutputPlan::make(*prepared_->files, prepared_->recipe, prepared_->basis));
+    dense_ = std::make_unique<DenseTensors>(*prepared_->files, *prepared_->fused, plan_);
+    needs_streams_ = prepared_->recipe.needs_calibration();
+    fitting_ = std::make_unique<Fitting>(*prepared_->files, prepared_->recipe, options_.seed,
+                                         prepared_->basis);
     if (needs_streams_ && options_.given_corpus != nullptr) {
       corpus_ = *options_.given_corpus;
     } else if (needs_streams_) {
       QUERN_ASSIGN(corpus_, gather_corpus(options_));
     }
-    packed_.recipe = recipe_.canonical();
+    packed_.recipe = prepared_->recipe.canonical();
     packed_.recipe_digest = digest_of(packed_.recipe);
-    packed_.source_digest = files_->digest();
+    packed_.source_digest = prepared_->files->digest();
     packed_.quern_version = QUERN_VERSION;
     packed_.seed = options_.seed;
     if (needs_streams_) {
@@ -148,28 +126,29 @@ class Compression {
   }
 
   size_t stream_bytes() const {
-    return needs_streams_ ? Streams::n_bytes(files_->desc(), corpus_.n_tokens()) : 0;
+    return needs_streams_ ? Streams::n_bytes(prepared_->files->desc(), corpus_.n_tokens()) : 0;
   }
 
   Status announce() {
     int resumed = 0;
     while (journal_->has(resumed)) ++resumed;
     Json notes = result_.notes;
-    return report(
-        "plan", {{"recipe", packed_.recipe},
-                 {"matrices", plan_.n_coded()},
-                 {"layers", n_layers()},
-                 {"calibration", packed_.calibration},
-                 {"peak_bytes", plan_.peak_bytes(needs_streams_, !basis_.empty()) + stream_bytes()},
-                 {"finished_steps", resumed},
-                 {"notes", notes}});
+    return report("plan",
+                  {{"recipe", packed_.recipe},
+                   {"matrices", plan_.n_coded()},
+                   {"layers", n_layers()},
+                   {"calibration", packed_.calibration},
+                   {"peak_bytes",
+                    plan_.peak_bytes(needs_streams_, !prepared_->basis.empty()) + stream_bytes()},
+                   {"finished_steps", resumed},
+                   {"notes", notes}});
   }
 
   // Codes one matrix; its planes go to `out`, its report to `reports`, itself into `coded`. The
   // target is W, or W (I + drift P) where inputs have drifted (GramTap::drift).
   Status code(const WeightPlan& weight, const CodingInputs& inputs, std::vector<OutputTensor>& out,
               Json& reports, LinearWeight* coded) {
-    QUERN_ASSIGN(Matrix<float> w, fused_->weight(weight.id));
+    QUERN_ASSIGN(Matrix<float> w, prepared_->fused->weight(weight.id));
     QUERN_TRY(check_finite(w, weight.id));
     if (inputs.drift.data != nullptr) {
       add_product(static_cast<float>(weight.solver->drift()), inputs.drift, w);
@@ -187,15 +166,9 @@ class Compression {
     if (inputs.rounding != nullptr) add_ranges(weight, *inputs.rounding, out);
     QUERN_TRY(dense_->add_bias(weight, out));
     if (coded == nullptr) return {};
-    QUERN_ASSIGN(std::vector<float> bias, fused_->bias(weight.id));
-    const auto owner = std::make_shared<const CodedMatrix>(std::move(codes));
-    coded->n_out = owner->n_out();
-    coded->n_in = owner->n_in();
-    coded->codec = &codec;
-    coded->codes = owner->view();
+    QUERN_ASSIGN(std::vector<float> bias, prepared_->fused->bias(weight.id));
+    *coded = coded_weight(std::move(codes), codec, std::move(bias));
     coded->rounding = inputs.rounding;
-    coded->bias = std::move(bias);
-    coded->owner = owner;
     *coded = in_runtime_form(std::move(*coded), codec);
     return {};
   }
@@ -225,7 +198,7 @@ class Compression {
     } else {
       QUERN_TRY(fitting_->fit_start(corpus_, result_.notes));
     }
-    QUERN_ASSIGN(source_ends_, fused_->ends());
+    QUERN_ASSIGN(source_ends_, prepared_->fused->ends());
     coded_ends_ = source_ends_;
     const WeightPlan& embedding = plan_.at({Role::kEmbed, -1, -1});
     if (!journal_->has(step)) {
@@ -240,7 +213,7 @@ class Compression {
           QUERN_TRY(dense_->add(*weight, tensors));
         }
       }
-      add_operators(basis_, BasisChange::kAllLayers, tensors);
+      add_operators(prepared_->basis, BasisChange::kAllLayers, tensors);
       for (OutputTensor& slice : fitting_->slices(-1)) tensors.push_back(std::move(slice));
       QUERN_TRY(finish_step(step, tensors, {{"matrices", reports}}));
     } else {
@@ -250,7 +223,7 @@ class Compression {
     if (embedding.fate != Fate::kCoded) return {};
     QUERN_ASSIGN(file, journal_->read(step));
     QUERN_ASSIGN(coded_ends_.embed, finished_->reload(step, embedding, file));
-    if (fused_->desc().tied_head) coded_ends_.head = coded_ends_.embed;
+    if (prepared_->fused->desc().tied_head) coded_ends_.head = coded_ends_.embed;
     return {};
   }
 
@@ -263,18 +236,18 @@ class Compression {
       QUERN_ASSIGN(report, journal_->report(step));
       QUERN_TRY(record(step, report));
       QUERN_ASSIGN(file, journal_->read(step));
-      if (recipe_.is_fitted()) {
+      if (prepared_->recipe.is_fitted()) {
         const auto fitted = fitting_->restore(layer, report.value("fitted", Json()), *file);
         if (!fitted) return journal_->damaged(step, fitted.error().message);
       }
       if (!needs_streams_) return {};
-    } else if (recipe_.is_fitted()) {
+    } else if (prepared_->recipe.is_fitted()) {
       const auto go = [&] { return proceed_in_layer(layer, "fit"); };
       QUERN_TRY(fitting_->fit(layer, *streams_, corpus_.n_tokens(), go, result_.notes));
     }
     LayerWeights source, coded;
     if (needs_streams_) {
-      QUERN_ASSIGN(source, fused_->layer(layer));
+      QUERN_ASSIGN(source, prepared_->fused->layer(layer));
       coded = source;
     }
     if (file != nullptr) {
@@ -290,14 +263,14 @@ class Compression {
     for (const WeightPlan* weight : plan_.of_layer(layer)) {
       if (weight->fate == Fate::kDense) QUERN_TRY(dense_->add(*weight, tensors));
     }
-    for (const Group& group : kGroups) {
+    for (const InputGroup& group : kInputGroups) {
       QUERN_TRY(code_group(layer, group, source, coded, tensors, reports));
     }
     if (needs_streams_) QUERN_TRY(advance(layer, source, coded));
-    add_operators(basis_, layer, tensors);
+    add_operators(prepared_->basis, layer, tensors);
     for (OutputTensor& slice : fitting_->slices(layer)) tensors.push_back(std::move(slice));
     report = {{"matrices", reports}, {"layer", layer}};
-    if (recipe_.is_fitted()) report["fitted"] = fitting_->report(layer);
+    if (prepared_->recipe.is_fitted()) report["fitted"] = fitting_->report(layer);
     if (needs_streams_) report["output_error"] = streams_->relative_error();
     QUERN_TRY(finish_step(step, tensors, report));
     return this->report("layer", {{"layer", layer},
@@ -308,8 +281,9 @@ class Compression {
   Status advance(int layer, const LayerWeights& source, const LayerWeights& coded) {
     const auto go = [&] { return proceed_in_layer(layer, "run the layer"); };
     if (!streams_->advance(layer, source, coded, go)) return cancelled();
-    for (const WeightId& id : files_->store().weight_ids()) {
-      if (id.layer == layer) files_->store().checkpoint().release(files_->store().stored(id));
+    for (const WeightId& id : prepared_->files->store().weight_ids()) {
+      if (id.layer == layer)
+        prepared_->files->store().checkpoint().release(prepared_->files->store().stored(id));
     }
     result_.output_error = streams_->relative_error();
     return {};
@@ -321,21 +295,19 @@ class Compression {
     return static_cast<int>(std::max<size_t>(1, options_.hessian_budget / one));
   }
 
-  Status code_group(int layer, const Group& group, const LayerWeights& source, LayerWeights& coded,
-                    std::vector<OutputTensor>& tensors, Json& reports) {
+  Status code_group(int layer, const InputGroup& group, const LayerWeights& source,
+                    LayerWeights& coded, std::vector<OutputTensor>& tensors, Json& reports) {
     std::vector<const WeightPlan*> members;
     bool needs_hessian = false, drifts = false;
     for (const WeightPlan* weight : plan_.of_layer(layer)) {
-      if (weight->fate != Fate::kCoded ||
-          std::find(group.roles.begin(), group.roles.end(), weight->id.role) == group.roles.end()) {
-        continue;
-      }
+      if (weight->fate != Fate::kCoded || !group.has(weight->id.role)) continue;
       members.push_back(weight);
       needs_hessian = needs_hessian || weight->solver->needs_hessian();
       drifts = drifts || weight->solver->drift() > 0;
     }
     if (members.empty()) return {};
-    const int64_t n_experts = files_->desc().layers[static_cast<size_t>(layer)].mlp.n_experts;
+    const int64_t n_experts =
+        prepared_->files->desc().layers[static_cast<size_t>(layer)].mlp.n_experts;
     const bool is_split = group.is_per_expert && n_experts > 0;
     const int first = is_split ? 0 : -1;
     const int last = is_split ? static_cast<int>(n_experts) - 1 : -1;
@@ -426,10 +398,7 @@ class Compression {
 
   const CompressOptions& options_;
   std::string out_;
-  Recipe recipe_;
-  std::unique_ptr<ModelFiles> files_;
-  BasisChange basis_;
-  std::unique_ptr<FusedSource> fused_;
+  std::unique_ptr<Prepared> prepared_;
   std::unique_ptr<Fitting> fitting_;
   std::unique_ptr<DenseTensors> dense_;
   OutputPlan plan_;
@@ -446,14 +415,17 @@ class Compression {
   CompressResult result_;
 };
 
-}  // namespace
-
-Result<Corpus> gather_corpus(const CompressOptions& options) {
+// The calibration samples, or `n_held_out` others.
+Result<Corpus> gather(const CompressOptions& options, int64_t n_held_out) {
   QUERN_ASSIGN(const auto files, ModelFiles::open(options.model));
   CorpusOptions corpus = options.corpus;
   corpus.seed = options.seed;
   corpus.length = std::min(corpus.length, files->desc().n_context);
   if (options.calibration.empty()) {
+    if (n_held_out > 0) {
+      corpus.first_drawn = corpus.n_samples;
+      corpus.n_samples = n_held_out;
+    }
     QUERN_ASSIGN(const auto model, Model::open(options.model));
     return corpus_from_model(*model, corpus, [&](double done) {
       return options.observe({{"event", "progress"},
@@ -466,7 +438,21 @@ Result<Corpus> gather_corpus(const CompressOptions& options) {
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(options.model));
   const std::string origin =
       valid_utf8(std::filesystem::path(options.calibration).filename().string());
-  return corpus_from_text(files->desc(), *tokenizer, text, origin, corpus);
+  if (n_held_out == 0) return corpus_from_text(files->desc(), *tokenizer, text, origin, corpus);
+  QUERN_ASSIGN(Corpus others,
+               held_out_from_text(files->desc(), *tokenizer, text, origin, corpus, n_held_out));
+  if (others.samples.empty()) {
+    return error("{}: the calibration windows leave none to check with; give more text", origin);
+  }
+  return others;
+}
+
+}  // namespace
+
+Result<Corpus> gather_corpus(const CompressOptions& options) { return gather(options, 0); }
+
+Result<Corpus> gather_held_out(const CompressOptions& options, int64_t n) {
+  return gather(options, n);
 }
 
 Result<CompressResult> compress(const CompressOptions& options) {

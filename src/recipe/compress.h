@@ -42,6 +42,9 @@ struct CompressResult {
 // The calibration samples that these options ask for.
 Result<Corpus> gather_corpus(const CompressOptions& options);
 
+// `n` more of the same kind that share nothing with these; a short text may have fewer.
+Result<Corpus> gather_held_out(const CompressOptions& options, int64_t n);
+
 Result<CompressResult> compress(const CompressOptions& options);
 
 }  // namespace quern

@@ -16,11 +16,12 @@ OutputTensor dense_tensor(std::string name, DType dtype, Shape shape, const floa
   return tensor;
 }
 
+bool is_norm(Role role) { return role == Role::kAttnNorm || role == Role::kMlpNorm; }
+
 // Norms are few and each of their entries meets a whole column: one that took up a diagonal keeps
 // single precision where the source's type would round it.
 DType dtype_of(const WeightPlan& weight, const float* values) {
-  const bool is_norm = weight.id.role == Role::kAttnNorm || weight.id.role == Role::kMlpNorm;
-  if (!is_norm) return weight.dense_dtype;
+  if (!is_norm(weight.id.role)) return weight.dense_dtype;
   const auto n = static_cast<size_t>(weight.n_in);
   std::vector<float> back(n), stored(n);  // `stored` holds at most as many bytes
   convert_from_float(values, weight.n_in, weight.dense_dtype, stored.data());
@@ -35,6 +36,15 @@ Status DenseTensors::add(const WeightPlan& weight, std::vector<OutputTensor>& ou
   QUERN_ASSIGN(const Matrix<float> values, fused_.weight(weight.id));
   out.push_back(dense_tensor(weight.name, dtype_of(weight, values.data()), shape, values.data()));
   return add_bias(weight, out);
+}
+
+Result<TensorSpec> DenseTensors::spec(const WeightPlan& weight) const {
+  DType dtype = weight.dense_dtype;
+  if (is_norm(weight.id.role)) {
+    QUERN_ASSIGN(const Matrix<float> values, fused_.weight(weight.id));
+    dtype = dtype_of(weight, values.data());
+  }
+  return TensorSpec{weight.name, dtype, weight_shape(fused_.desc(), weight.id)};
 }
 
 Status DenseTensors::add_bias(const WeightPlan& weight, std::vector<OutputTensor>& out) const {

@@ -19,6 +19,8 @@ class DenseTensors {
 
   // The weight and its bias.
   Status add(const WeightPlan& weight, std::vector<OutputTensor>& out) const;
+  // What `add` calls the weight; of a matrix it is known without reading it.
+  Result<TensorSpec> spec(const WeightPlan& weight) const;
   // The bias of a weight, if it has one that is not copied.
   Status add_bias(const WeightPlan& weight, std::vector<OutputTensor>& out) const;
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "base/check.h"
 #include "base/file.h"
 #include "recipe/presets.h"
 
@@ -96,10 +97,26 @@ std::string stage_names() {
   for (const TransformInfo& info : transforms()) names += fmt::format(" {}", info.name);
   names += "; act; solvers";
   for (const SolverInfo& info : solvers()) names += fmt::format(" {}", info.name);
+  names += " mix";
   return names;
 }
 
 }  // namespace
+
+spec::WhereTerm selector_of(Role role, int layer) {
+  for (const Selector& row : selectors()) {
+    const bool is_own = row.name != "all" && row.name != "attn" && row.name != "ffn";
+    if (!is_own || std::find(row.roles.begin(), row.roles.end(), role) == row.roles.end()) continue;
+    spec::WhereTerm term;
+    term.name = row.name;
+    if (layer >= 0) {
+      term.first = layer;
+      term.last = layer + 1;
+    }
+    return term;
+  }
+  QUERN_CHECK(false);  // every role that can be coded has a selector
+}
 
 Result<Recipe> Recipe::load(std::string_view text_or_name) {
   if (const RecipePreset* preset = find_recipe_preset(text_or_name)) return parse(preset->text);
@@ -138,10 +155,16 @@ Result<Recipe> Recipe::parse(std::string_view text) {
       QUERN_ASSIGN(ActStage act, parse_act(stage));
       printed = fmt::format("act({})", act.act->spec());
       recipe.acts_.push_back(std::move(act));
+    } else if (recipe.mix() != nullptr) {
+      return usage_error("recipe: {} comes after mix; mix is the last stage", stage.call.name);
     } else if (find_solver(stage.call.name) != nullptr) {
       QUERN_ASSIGN(auto solver, make_solver(stage.call));
       printed = solver->spec();
-      recipe.coding_.push_back({std::move(solver), stage.where});
+      recipe.coding_.push_back({std::move(solver), nullptr, stage.where});
+    } else if (stage.call.name == "mix") {
+      QUERN_ASSIGN(auto mix, parse_mix(stage.call));
+      printed = spec::print(print_mix(*mix));
+      recipe.coding_.push_back({nullptr, std::move(mix), stage.where});
     } else {
       return usage_error("recipe: no stage '{}'; the stages are {}", stage.call.name,
                          stage_names());
@@ -150,6 +173,7 @@ Result<Recipe> Recipe::parse(std::string_view text) {
     canonical.push_back({std::move(call), stage.where});
   }
   recipe.canonical_ = spec::print(canonical);
+  recipe.stages_ = std::move(canonical);
   return recipe;
 }
 
@@ -172,16 +196,36 @@ Status Recipe::check(const ModelDesc& model) const {
   return {};
 }
 
-const Solver* Recipe::solver_for(const ModelDesc& model, const WeightId& id) const {
+const CodingStage* Recipe::stage_for(const ModelDesc& model, const WeightId& id) const {
   for (const CodingStage& stage : coding_) {
-    if (selects(stage.where, id)) return stage.solver.get();
+    if (selects(stage.where, id)) return &stage;
     // A tied head and its embedding are one matrix: naming either codes it.
     if (model.tied_head && id.role == Role::kEmbed &&
         selects(stage.where, {Role::kLmHead, -1, -1})) {
-      return stage.solver.get();
+      return &stage;
     }
   }
   return nullptr;
+}
+
+const Solver* Recipe::solver_for(const ModelDesc& model, const WeightId& id) const {
+  const CodingStage* const stage = stage_for(model, id);
+  return stage == nullptr ? nullptr : stage->solver.get();
+}
+
+const Mix* Recipe::mix() const {
+  return coding_.empty() ? nullptr : coding_.back().mix.get();  // the last stage, by parse
+}
+
+bool Recipe::mixes(const ModelDesc& model, const WeightId& id) const {
+  const CodingStage* const stage = stage_for(model, id);
+  return stage != nullptr && stage->mix != nullptr;
+}
+
+Result<Recipe> Recipe::with_mix_as(const std::vector<spec::Stage>& stages) const {
+  std::vector<spec::Stage> all(stages_.begin(), stages_.end() - (mix() != nullptr ? 1 : 0));
+  all.insert(all.end(), stages.begin(), stages.end());
+  return parse(spec::print(all));
 }
 
 std::shared_ptr<const ActQuantizer> Recipe::act_for(const ModelDesc& model,
@@ -198,7 +242,9 @@ std::shared_ptr<const ActQuantizer> Recipe::act_for(const ModelDesc& model,
 bool Recipe::needs_calibration() const {
   return is_fitted() ||
          std::any_of(coding_.begin(), coding_.end(),
-                     [](const CodingStage& stage) { return stage.solver->needs_hessian(); }) ||
+                     [](const CodingStage& stage) {
+                       return stage.mix != nullptr || stage.solver->needs_hessian();
+                     }) ||
          std::any_of(acts_.begin(), acts_.end(),
                      [](const ActStage& stage) { return stage.act->n_ranges(1) > 0; });
 }

@@ -4,16 +4,16 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
+#include <numeric>
 
 #include "base/file.h"
 #include "formats/gguf.h"
+#include "recipe/output_size.h"
 
 namespace quern {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr uint64_t kShardBytes = uint64_t{5} << 30;
 
 // Bytes of one output tensor, in a journal step or in the source.
 struct Piece {
@@ -71,16 +71,10 @@ Status write_shard(const std::string& path, std::span<const Piece> pieces) {
 }
 
 Status write_weights(const std::string& folder, const std::vector<Piece>& pieces) {
-  std::vector<size_t> starts = {0};
-  uint64_t in_shard = 0, total = 0;
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    if (in_shard > 0 && in_shard + pieces[i].n_bytes > kShardBytes) {
-      starts.push_back(i);
-      in_shard = 0;
-    }
-    in_shard += pieces[i].n_bytes;
-    total += pieces[i].n_bytes;
-  }
+  std::vector<uint64_t> sizes;
+  for (const Piece& piece : pieces) sizes.push_back(piece.n_bytes);
+  const std::vector<size_t> starts = shard_starts(sizes);
+  const uint64_t total = std::accumulate(sizes.begin(), sizes.end(), uint64_t{0});
   if (starts.size() == 1) return write_shard(folder + "/model.safetensors", pieces);
   Json map = Json::object();
   for (size_t s = 0; s < starts.size(); ++s) {

@@ -164,7 +164,7 @@ Json BasisChange::to_json() const {
   }
   Json form = Json::object();
   if (form_.is_centred) form["norms"] = "rms";
-  if (form_.has_folded_ends) form["ends"] = "folded";
+  if (form_.ends != Ends::kOnline) form["ends"] = form_.has_folded_ends() ? "folded" : "turned";
   if (is_sliced()) form["widths"] = form_.widths;
   if (!form.empty()) json["form"] = std::move(form);
   return json;
@@ -188,7 +188,9 @@ Result<StreamForm> read_form(const Json& json) {
     if (item.key() == "norms" && item.value() == "rms") {
       form.is_centred = true;
     } else if (item.key() == "ends" && item.value() == "folded") {
-      form.has_folded_ends = true;
+      form.ends = Ends::kFolded;
+    } else if (item.key() == "ends" && item.value() == "turned") {
+      form.ends = Ends::kTurned;
     } else if (item.key() == "widths" && item.value().is_array() &&
                item.value().size() <= 2 * kMaxLayers + 1) {
       for (size_t i = 0; i < item.value().size(); ++i) {

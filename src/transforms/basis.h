@@ -67,18 +67,26 @@ class Chain {
   std::vector<OperatorPtr> steps_;  // the same in fewer passes
 };
 
+// Where the ends of a model stand. A tied embedding and head stay one matrix unless they are
+// folded: the gain of the final norm goes into the head then.
+enum class Ends : uint8_t {
+  kOnline,  // as they were: the stream is changed behind the embedding, back before the final norm
+  kFolded,  // both in the stream's basis, the gain of the final norm in the head
+  kTurned,  // both in the stream's basis: it is changed back before the final norm, and what that
+            // gives is changed again before the head; for orthogonal chains
+};
+
 // What a change of basis does to the shape of a model.
 struct StreamForm {
   // LayerNorms before attention and MLP have become RMSNorms: their means are taken from the
   // embedding and from what is written to the stream, their biases moved into those of the readers.
   bool is_centred = false;
-  // The embedding and the head are in the stream's basis, which unties them; else the stream is
-  // changed behind the embedding and changed back before the final norm.
-  bool has_folded_ends = false;
+  Ends ends = Ends::kOnline;
   // Widths of a sliced stream at its 2 n_layers + 1 places: before attention and before the MLP of
   // each layer, and behind the last; that one is d_model. Empty: not sliced.
   std::vector<int64_t> widths;
   bool operator==(const StreamForm&) const = default;
+  bool has_folded_ends() const { return ends == Ends::kFolded; }
 };
 // The place before attention of a layer; before its MLP; behind it.
 constexpr int place_in(int layer) { return 2 * layer; }

@@ -30,8 +30,9 @@ constexpr spec::ParamSpec kParams[] = {
      "Hadamard with random signs, without; a random orthogonal matrix; cosines"},
     {"sites", ParamKind::kSet, "residual+value+heads+ffn", 0, 0, "residual|value|heads|qk|ffn",
      "where to rotate"},
-    {"ends", ParamKind::kChoice, "online", 0, 0, "online|folded",
-     "the ends of the model turn the stream while they run, or are untied and hold it turned"},
+    {"ends", ParamKind::kChoice, "online", 0, 0, "online|folded|turned",
+     "the ends turn the stream while they run, or are untied and hold it turned, or hold it "
+     "turned"},
 };
 
 constexpr int64_t kSmallestBlock = 8;  // below this a block transform spreads nothing
@@ -57,7 +58,7 @@ class Rotate final : public Transform {
       if (reason.empty()) reason = add(model, site, seed, basis, notes);
       if (reason.empty()) {
         ++done;
-        if (site == Site::kResidual) shape_stream(model, basis.form());
+        if (site == Site::kResidual) shape_stream(model, basis.form(), notes);
       } else {
         notes.push_back(
             fmt::format("rotate: site {} is left as it is: {}", site_name(site), reason));
@@ -71,13 +72,22 @@ class Rotate final : public Transform {
   }
 
  private:
-  void shape_stream(const ModelDesc& model, StreamForm& form) const {
+  void shape_stream(const ModelDesc& model, StreamForm& form,
+                    std::vector<std::string>& notes) const {
     for (const LayerDesc& layer : model.layers) {
       const bool has_mean =
           layer.attn_norm.kind == NormKind::kLayer || layer.mlp_norm.kind == NormKind::kLayer;
       form.is_centred = form.is_centred || has_mean;
     }
-    if (params_.word("ends") == "folded") form.has_folded_ends = true;
+    if (params_.word("ends") == "folded") form.ends = Ends::kFolded;
+    if (params_.word("ends") != "turned") return;
+    if (form.is_centred || model.positions == PositionKind::kLearned) {
+      notes.emplace_back(
+          "rotate: the ends are turned online: what enters the stream is more than one row of the "
+          "embedding");
+      return;
+    }
+    form.ends = Ends::kTurned;
   }
 
   // Why a site of this model cannot be rotated; empty if it can.

@@ -85,7 +85,7 @@ class Slice final : public Transform {
       }
     }
     QUERN_ASSIGN(const int64_t width, kept_width(model));
-    form.has_folded_ends = true;
+    form.ends = Ends::kFolded;
     form.widths.assign(2 * model.layers.size() + 1, width);
     form.widths.back() = model.d_model;
     const double ratio = count_weights(model, width) / count_weights(model, 0);

@@ -71,6 +71,7 @@ TEST(Transforms, ThatAreFittedLeaveTheLogitsOfEveryFixture) {
     expect_same_function(name, "smooth(0.85, weights=none) | sort | rotate", kRounded);
     expect_same_function(name, "awq(int(3, group=16), points=3, rows=20)", kRounded);
     expect_same_function(name, "sort | rotate(ends=folded)", kRounded);
+    expect_same_function(name, "sort | rotate(ends=turned)", kRounded);
     expect_same_function(name, "duquant(block=16, steps=3)", kRounded);
     expect_same_function(
         name, "smooth(0.6, sites=attn_in+heads+mlp_in+ffn) | duquant(block=16, steps=3)", kRounded);

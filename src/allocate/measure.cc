@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocate/measure.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <mutex>
+
+#include "base/parallel.h"
+#include "calib/streams.h"
+#include "eval/divergence.h"
+#include "recipe/dense_tensors.h"
+#include "recipe/input_groups.h"
+
+namespace quern {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kSampleRows = 64;
+constexpr int64_t kProbeTokens = 4096, kLeastProbeTokens = 256;
+constexpr double kBitsApart = 0.45;        // of measured stages that lie on one curve
+constexpr int64_t kLogitFloats = 4 << 20;  // logits held at once, of the original and of one probe
+constexpr size_t kHessianBudget = size_t{2} << 30;  // bytes of Hessians of experts held at once
+
+// What units are coded with to see what their errors do: fine enough for KL to be quadratic, coarse
+// enough to stand out from rounding.
+constexpr std::string_view kProbe = "ldlq(int(4, group=64))";
+
+tl::unexpected<Error> cancelled() {
+  return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
+}
+
+// Every k-th row, at most kSampleRows.
+Matrix<float> sample_rows(const Matrix<float>& w) {
+  const int64_t n = std::min(kSampleRows, w.rows());
+  Matrix<float> sample(n, w.cols());
+  for (int64_t i = 0; i < n; ++i) {
+    std::copy_n(w.row((2 * i + 1) * w.rows() / (2 * n)), w.cols(), sample.row(i));
+  }
+  return sample;
+}
+
+Result<CurvePoint> code_sample(const Solver& solver, const SolveInput& input) {
+  const auto start = Clock::now();
+  QUERN_ASSIGN(CodedMatrix codes, CodedMatrix::create(solver.codec(), input.w.rows, input.w.cols));
+  QUERN_ASSIGN(const SolveReport report, solver.solve(input, codes));
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  return CurvePoint{report.relative(), seconds / static_cast<double>(input.w.rows * input.w.cols)};
+}
+
+// The first samples of a corpus, cut short so that they have `limit` tokens together.
+Corpus part_of(const Corpus& corpus, int64_t limit) {
+  Corpus part;
+  for (const auto& sample : corpus.samples) {
+    const int64_t n = std::min<int64_t>(limit, static_cast<int64_t>(sample.size()));
+    if (n < 2) break;
+    part.samples.emplace_back(sample.begin(), sample.begin() + n);
+    limit -= n;
+  }
+  return part;
+}
+
+int64_t probe_tokens(const ModelDesc& desc, size_t n_units, size_t budget) {
+  const size_t row = n_units * static_cast<size_t>(desc.d_model) * sizeof(float);
+  const auto fit = static_cast<int64_t>(budget / row);
+  return std::clamp(fit, kLeastProbeTokens, kProbeTokens);
+}
+
+// What stages of one curve have in common.
+std::string family(const Solver& solver) {
+  const std::string text = solver.spec(), codec = solver.codec().spec();
+  return text.substr(0, text.find('(')) + " " + codec.substr(0, codec.find('('));
+}
+
+// The stages that can code a unit, those of one curve together, by rising bytes.
+std::map<std::string, std::vector<size_t>> curves_of_menu(const Prepared& prepared,
+                                                          const Unit& unit) {
+  const std::vector<MixEntry>& menu = prepared.recipe.mix()->menu;
+  std::map<std::string, std::vector<size_t>> families;
+  for (size_t i = 0; i < menu.size(); ++i) {
+    if (menu[i].solver == nullptr || unit.bytes[i] == 0) continue;
+    families[family(*menu[i].solver)].push_back(i);
+  }
+  for (auto& [name, stages] : families) {
+    std::stable_sort(stages.begin(), stages.end(),
+                     [&](size_t a, size_t b) { return unit.bytes[a] < unit.bytes[b]; });
+  }
+  return families;
+}
+
+// The stages to be measured of which the curves know nothing.
+std::vector<const MixEntry*> missing_stages(const Prepared& prepared, const Unit& unit,
+                                            const Curves& curves) {
+  const std::vector<MixEntry>& menu = prepared.recipe.mix()->menu;
+  const std::vector<bool> wanted = measured_stages(prepared, unit);
+  const auto known = curves.units.find(unit.name);
+  std::vector<const MixEntry*> stages;
+  for (size_t i = 0; i < menu.size(); ++i) {
+    const bool is_known =
+        known != curves.units.end() && known->second.points.contains(menu[i].text);
+    if (wanted[i] && !is_known) stages.push_back(&menu[i]);
+  }
+  return stages;
+}
+
+bool is_complete(const Prepared& prepared, const Unit& unit, const Curves& curves) {
+  const auto known = curves.units.find(unit.name);
+  return known != curves.units.end() && known->second.probe_kl >= 0 &&
+         missing_stages(prepared, unit, curves).empty();
+}
+
+class Measurement {
+ public:
+  Measurement(const Prepared& prepared, const std::vector<Unit>& units, const Corpus& corpus,
+              const MeasureOptions& options, Curves& curves)
+      : prepared_(prepared),
+        units_(units),
+        options_(options),
+        curves_(curves),
+        desc_(prepared.fused->desc()),
+        corpus_(corpus),
+        probe_corpus_(part_of(corpus, probe_tokens(desc_, units.size(), options.probe_budget))),
+        runs_(desc_, corpus_),
+        probe_runs_(desc_, probe_corpus_) {
+    for (const Unit& unit : units_) {
+      is_probing_ = is_probing_ || curves_.units[unit.name].probe_kl < 0;
+    }
+  }
+
+  Status run() {
+    QUERN_ASSIGN(probe_, make_solver(*spec::parse_call(kProbe)));
+    QUERN_ASSIGN(ends_, prepared_.fused->ends());
+    clean_ = runs_.embed(ends_);
+    if (is_probing_) probe_clean_ = probe_runs_.embed(ends_);
+    QUERN_TRY(measure_end(Role::kEmbed, {}));
+    for (int layer = 0; layer < n_layers(); ++layer) QUERN_TRY(measure_layer(layer));
+    Matrix<float> hidden = clean_;
+    finish_hidden(desc_, ends_, hidden.view());
+    GramTap tap(Role::kLmHead, -1, -1);
+    if (find_unit(Role::kLmHead, -1) != nullptr) tap.input(Role::kLmHead, -1, hidden.view());
+    QUERN_TRY(measure_end(Role::kLmHead, tap.hessian(-1)));
+    if (is_probing_) QUERN_TRY(compare_probes());
+    return save();
+  }
+
+ private:
+  // A unit coded by the probe and what that makes of the probe's tokens.
+  struct Variant {
+    const Unit* unit;
+    Matrix<float> rows;
+    EndWeights ends;
+  };
+
+  int n_layers() const { return static_cast<int>(desc_.layers.size()); }
+
+  // The stages that are to be measured, and are not yet.
+  std::vector<const MixEntry*> missing(const Unit& unit) const {
+    return missing_stages(prepared_, unit, curves_);
+  }
+
+  Status save() const { return options_.path.empty() ? Status() : curves_.save(options_.path); }
+
+  // `what` is under way in a layer, or at n_layers() behind them.
+  bool proceed(int layer, const char* what) const {
+    const double done = static_cast<double>(layer + 1) / (n_layers() + 2);
+    return options_.observe({{"event", "progress"}, {"what", what}, {"done", done}});
+  }
+
+  const Unit* find_unit(Role role, int layer) const {
+    for (const Unit& unit : units_) {
+      for (const WeightId& id : unit.weights) {
+        if (id.role == role && id.layer == layer) return &unit;
+      }
+    }
+    return nullptr;
+  }
+  const Unit* unit_of(const WeightId& id) const {
+    for (const Unit& unit : units_) {
+      if (std::find(unit.weights.begin(), unit.weights.end(), id) != unit.weights.end()) {
+        return &unit;
+      }
+    }
+    return nullptr;
+  }
+
+  // Codes a sample of a matrix by every stage that is missing, and by the probe.
+  Status measure_sample(const Unit& unit, const Matrix<float>& w,
+                        MatrixView<const double> hessian) {
+    UnitCurve& curve = curves_.units[unit.name];
+    const std::vector<const MixEntry*> stages = missing(unit);
+    const Matrix<float> sample = sample_rows(w);
+    const SolveInput input{sample.view(), hessian};
+    if (curve.probe_loss == 0) {
+      QUERN_ASSIGN(const CurvePoint point, code_sample(*probe_, input));
+      curve.probe_loss = point.loss;
+    }
+    std::vector<Result<CurvePoint>> points(stages.size(), CurvePoint{});
+    parallel_for(static_cast<int64_t>(stages.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto at = static_cast<size_t>(i);
+        points[at] = code_sample(*stages[at]->solver, input);
+      }
+    });
+    for (size_t i = 0; i < stages.size(); ++i) {
+      if (!points[i]) return tl::unexpected(in_context(points[i].error(), unit.name));
+      CurvePoint& into = curve.points[stages[i]->text];
+      into = *points[i];
+      into.seconds /= thread_count();  // each had one of them
+    }
+    return {};
+  }
+
+  Result<LinearWeight> code_by_probe(const WeightId& id, const Matrix<float>& w,
+                                     MatrixView<const double> hessian) {
+    QUERN_ASSIGN(CodedMatrix codes, CodedMatrix::create(probe_->codec(), w.rows(), w.cols()));
+    const auto solved = probe_->solve({w.view(), hessian}, codes);
+    if (!solved) return tl::unexpected(in_context(solved.error(), to_string(id)));
+    QUERN_ASSIGN(std::vector<float> bias, prepared_.fused->bias(id));
+    return coded_weight(std::move(codes), probe_->codec(), std::move(bias));
+  }
+
+  Status measure_end(Role role, MatrixView<const double> hessian) {
+    const Unit* unit = find_unit(role, -1);
+    if (unit == nullptr) return {};
+    if (!proceed(role == Role::kEmbed ? -1 : n_layers(), "measure the ends")) return cancelled();
+    const WeightId& id = unit->weights[0];
+    QUERN_ASSIGN(const Matrix<float> w, prepared_.fused->weight(id));
+    QUERN_TRY(check_finite(w, id));
+    QUERN_TRY(measure_sample(*unit, w, hessian));
+    if (curves_.units[unit->name].probe_kl >= 0) return {};
+    EndWeights ends = ends_;
+    QUERN_ASSIGN(LinearWeight coded, code_by_probe(id, w, hessian));
+    if (role == Role::kLmHead || desc_.tied_head) {
+      ends.head = coded;
+      ends.head.bias = ends_.head.bias;
+    }
+    if (role == Role::kEmbed) ends.embed = std::move(coded);
+    Matrix<float> rows = role == Role::kEmbed ? probe_runs_.embed(ends) : probe_clean_;
+    variants_.push_back({unit, std::move(rows), std::move(ends)});
+    return {};
+  }
+
+  Status measure_layer(int layer) {
+    QUERN_ASSIGN(const LayerWeights weights, prepared_.fused->layer(layer));
+    const auto go = [&] { return proceed(layer, "measure the layers"); };
+    std::map<WeightId, LinearWeight> probes;
+    for (const InputGroup& group : kInputGroups) {
+      QUERN_TRY(measure_group(layer, group, weights, probes));
+    }
+    for (Variant& variant : variants_) {
+      if (!probe_runs_.advance(layer, weights, variant.rows, go)) return cancelled();
+    }
+    for (const Unit& unit : units_) {
+      if (unit.weights[0].layer != layer || curves_.units[unit.name].probe_kl >= 0) continue;
+      LayerWeights changed = weights;
+      for (const WeightId& id : unit.weights) {
+        changed.at(id.role, id.expert) = std::move(probes.at(id));
+      }
+      Variant variant{&unit, probe_clean_, ends_};
+      if (!probe_runs_.advance(layer, changed, variant.rows, go)) return cancelled();
+      variants_.push_back(std::move(variant));
+    }
+    if (is_probing_ && !probe_runs_.advance(layer, weights, probe_clean_, go)) return cancelled();
+    if (!runs_.advance(layer, weights, clean_, go)) return cancelled();
+    for (const WeightId& id : prepared_.files->store().weight_ids()) {
+      if (id.layer != layer) continue;
+      const WeightStore& store = prepared_.files->store();
+      store.checkpoint().release(store.stored(id));
+    }
+    return save();
+  }
+
+  // The matrices of one group of a layer: of experts a few at a time, and samples of the first.
+  Status measure_group(int layer, const InputGroup& group, const LayerWeights& weights,
+                       std::map<WeightId, LinearWeight>& probes) {
+    std::vector<WeightId> members;
+    for (const Unit& unit : units_) {
+      for (const WeightId& id : unit.weights) {
+        const bool is_needed = curves_.units[unit.name].probe_kl < 0 || !missing(unit).empty();
+        if (id.layer == layer && group.has(id.role) && is_needed) members.push_back(id);
+      }
+    }
+    if (members.empty()) return {};
+    const int64_t n_experts = desc_.layers[static_cast<size_t>(layer)].mlp.n_experts;
+    const bool is_split = group.is_per_expert && n_experts > 0;
+    const int first = is_split ? 0 : -1;
+    const int last = is_split ? static_cast<int>(n_experts) - 1 : -1;
+    const auto n_in = static_cast<size_t>(weight_shape(desc_, members[0])[1]);
+    const int at_once =
+        static_cast<int>(std::max<size_t>(1, kHessianBudget / (n_in * n_in * sizeof(double))));
+    for (int e = first; e <= last; e += at_once) {
+      GramTap tap(group.shown, e, std::min(last, e + at_once - 1));
+      const auto go = [&] { return proceed(layer, "collect statistics"); };
+      if (!runs_.observe(layer, weights, clean_, tap, go)) return cancelled();
+      for (const WeightId& id : members) {
+        if (id.expert < e || id.expert >= e + at_once) continue;
+        if (!proceed(layer, "measure the layers")) return cancelled();
+        const Unit& unit = *unit_of(id);
+        QUERN_ASSIGN(const Matrix<float> w, prepared_.fused->weight(id));
+        QUERN_TRY(check_finite(w, id));
+        const MatrixView<const double> hessian = tap.hessian(id.expert);
+        if (id == unit.weights[0]) QUERN_TRY(measure_sample(unit, w, hessian));
+        if (curves_.units[unit.name].probe_kl >= 0) continue;
+        QUERN_ASSIGN(probes[id], code_by_probe(id, w, hessian));
+      }
+    }
+    return {};
+  }
+
+  // The divergence of every variant from the original, a few positions at a time.
+  Status compare_probes() {
+    Matrix<float> base = probe_clean_;
+    finish_hidden(desc_, ends_, base.view());
+    for (Variant& variant : variants_) {
+      finish_hidden(desc_, variant.ends, variant.rows.view());
+    }
+    const int64_t n = base.rows();
+    const int64_t chunk = std::max<int64_t>(1, kLogitFloats / desc_.n_vocab);
+    std::vector<double> sums(variants_.size(), 0);
+    for (int64_t row = 0; row < n; row += chunk) {
+      const int64_t count = std::min(chunk, n - row);
+      Matrix<float> p(count, desc_.n_vocab), q(count, desc_.n_vocab);
+      std::vector<double> kl(static_cast<size_t>(count));
+      head_logits(desc_, ends_, base.view().row_range(row, count), p.view());
+      for (size_t v = 0; v < variants_.size(); ++v) {
+        if (!proceed(n_layers(), "compare the probes")) return cancelled();
+        Variant& variant = variants_[v];
+        head_logits(desc_, variant.ends, variant.rows.view().row_range(row, count), q.view());
+        divergences(p, q, kl);
+        for (const double one : kl) sums[v] += one;
+      }
+    }
+    for (size_t v = 0; v < variants_.size(); ++v) {
+      const double kl = std::max(0.0, sums[v] / static_cast<double>(n));
+      if (!std::isfinite(kl)) {
+        return error("{}: the model's output is not finite with this unit at 4 bits",
+                     variants_[v].unit->name);
+      }
+      curves_.units[variants_[v].unit->name].probe_kl = kl;
+    }
+    return {};
+  }
+
+  const Prepared& prepared_;
+  const std::vector<Unit>& units_;
+  const MeasureOptions& options_;
+  Curves& curves_;
+  const ModelDesc& desc_;
+  const Corpus& corpus_;
+  Corpus probe_corpus_;
+  SampleRuns runs_, probe_runs_;
+  bool is_probing_ = false;
+  std::unique_ptr<Solver> probe_;
+  EndWeights ends_;
+  Matrix<float> clean_, probe_clean_;  // of all samples, and of the probe's
+  std::vector<Variant> variants_;
+};
+
+}  // namespace
+
+Status measure_curves(const Prepared& prepared, const std::vector<Unit>& units,
+                      const CorpusSource& corpus, const MeasureOptions& options, Curves& curves) {
+  const bool has_all = std::all_of(units.begin(), units.end(), [&](const Unit& unit) {
+    return is_complete(prepared, unit, curves);
+  });
+  if (has_all) return {};
+  QUERN_ASSIGN(const Corpus* samples, corpus());
+  return Measurement(prepared, units, *samples, options, curves).run();
+}
+
+std::vector<bool> measured_stages(const Prepared& prepared, const Unit& unit) {
+  std::vector<bool> wanted(unit.bytes.size(), false);
+  for (const auto& [name, stages] : curves_of_menu(prepared, unit)) {
+    double last = -kBitsApart;
+    for (const size_t stage : stages) {
+      if (stage != stages.back() && unit.bits(stage) < last + kBitsApart) continue;
+      wanted[stage] = true;
+      last = unit.bits(stage);
+    }
+  }
+  return wanted;
+}
+
+std::vector<CurvePoint> interpolate(const Prepared& prepared, const Unit& unit,
+                                    const UnitCurve& curve) {
+  const std::vector<MixEntry>& menu = prepared.recipe.mix()->menu;
+  std::vector<CurvePoint> points(menu.size());
+  for (size_t i = 0; i < menu.size(); ++i) {
+    if (unit.bytes[i] == 0) points[i].loss = -1;
+  }
+  for (const auto& entry : curves_of_menu(prepared, unit)) {
+    const std::vector<size_t>& stages = entry.second;
+    for (size_t s = 0; s < stages.size(); ++s) {
+      const auto find = [&](size_t at) {
+        const auto it = curve.points.find(menu[stages[at]].text);
+        return it == curve.points.end() ? nullptr : &it->second;
+      };
+      CurvePoint& point = points[stages[s]];
+      if (const CurvePoint* own = find(s); own != nullptr) {
+        point = *own;
+        continue;
+      }
+      size_t below = s, above = s;
+      while (find(below) == nullptr) --below;  // the ends are measured
+      while (find(above) == nullptr) ++above;
+      const double low = unit.bits(stages[below]), high = unit.bits(stages[above]);
+      const double share = high > low ? (unit.bits(stages[s]) - low) / (high - low) : 0;
+      const auto mix = [share](double a, double b) {
+        constexpr double kTiny = 1e-300;
+        return std::exp((1 - share) * std::log(a + kTiny) + share * std::log(b + kTiny));
+      };
+      point.loss = mix(find(below)->loss, find(above)->loss);
+      point.seconds = mix(find(below)->seconds, find(above)->seconds);
+    }
+  }
+  return points;
+}
+
+}  // namespace quern

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// The coding stage `mix(bits, stage, stage, ...)`: each matrix that it selects is coded by one of
+// its stages, or kept, and which one is left to the allocator (src/allocate).
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "solvers/solver.h"
+#include "spec/spec.h"
+
+namespace quern {
+
+struct MixEntry {
+  std::string text;                // canonical; kKeep: the matrix stays as it is
+  std::unique_ptr<Solver> solver;  // null: kept
+};
+constexpr std::string_view kKeep = "keep";
+
+struct Mix {
+  double bits = 0;  // mean over all selected weights, side info counted; 0: left to the caller
+  std::vector<MixEntry> menu;
+};
+
+// Positional: the bits, if given, then stages; without stages the default menu.
+Result<std::unique_ptr<Mix>> parse_mix(const spec::Call& call);
+// Parses back to an equal stage.
+spec::Call print_mix(const Mix& mix);
+
+}  // namespace quern
