@@ -119,6 +119,7 @@ class MixCompression {
 
   // Made when it is first needed: a plan from known curves needs none.
   Result<const Corpus*> corpus() {
+    if (options_.compress.given_corpus != nullptr) return options_.compress.given_corpus;
     if (corpus_.samples.empty()) {
       QUERN_ASSIGN(corpus_, gather_corpus(options_.compress));
     }
@@ -304,5 +305,17 @@ Result<bool> has_mix(const std::string& recipe) {
 }
 
 Result<MixResult> compress_mix(const MixOptions& options) { return MixCompression(options).run(); }
+
+Result<CompressResult> compress_any(const CompressOptions& options,
+                                    const std::string& curves_folder) {
+  QUERN_ASSIGN(const bool is_mix, has_mix(options.recipe));
+  if (!is_mix) return compress(options);
+  MixOptions mix;
+  mix.compress = options;
+  mix.curves_folder = curves_folder;
+  mix.check = false;
+  QUERN_ASSIGN(MixResult result, compress_mix(mix));
+  return std::move(result.compressed);
+}
 
 }  // namespace quern

@@ -47,4 +47,8 @@ Result<bool> has_mix(const std::string& recipe);
 
 Result<MixResult> compress_mix(const MixOptions& options);
 
+// What any recipe says: planned first, without the check, where it has a mix.
+Result<CompressResult> compress_any(const CompressOptions& options,
+                                    const std::string& curves_folder);
+
 }  // namespace quern

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "allocate/compress_mix.h"
 #include "base/digest.h"
 #include "base/file.h"
 #include "cli/command.h"
@@ -319,7 +320,7 @@ Result<Compressed> compress_one(const CompareOptions& o, const std::string& text
     }
     options.given_corpus = &*corpus;
   }
-  const auto result = compress(options);
+  const auto result = compress_any(options, cache_folder());
   if (!result) return tl::unexpected(in_context(result.error(), row.recipe));
   for (const std::string& note : result->notes) bar.note("note  " + note);
   row.compress_seconds = result->seconds;

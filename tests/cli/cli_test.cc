@@ -152,6 +152,45 @@ TEST(Cli, CompressRefusesWhatMissesItsBound) {
   EXPECT_TRUE(std::filesystem::exists(out + "/config.json"));
 }
 
+TEST(Cli, CompressFitsASizeAndItsPlanCanBeReused) {
+  const ScratchFolder scratch;
+  const std::string out = scratch / "out", plan = scratch / "plan.json";
+  const std::string mix = "mix(rtn(int(4, group=0)), rtn(int(6, group=0)), keep) @ all+embed";
+  const auto compress = [&](std::vector<std::string> more) {
+    std::vector<std::string> args = {"compress",  kLlama, "--nsamples", "2",
+                                     "--seqlen",  "16",   "--curves",   scratch / "curves.json",
+                                     "--windows", "2",    "--ctx",      "32"};
+    args.insert(args.end(), more.begin(), more.end());
+    return run_quern(args);
+  };
+  Ran ran = compress({"--recipe", mix, "--size", "16KB", "--dry-run", "--plan", plan});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.err.find("expected KL"), std::string::npos) << ran.err;
+  EXPECT_FALSE(std::filesystem::exists(out));
+  const Json planned = *read_json_file(plan);
+  EXPECT_LE(planned["bytes"].get<int>(), 16000);
+  ran = compress({"-o", out, "--plan", plan});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(std::filesystem::file_size(out + "/model.safetensors"), planned["bytes"]);
+
+  ran = compress({"-o", out, "-f", "--recipe", mix, "--bits", "9", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  Json last;
+  for (size_t at = 0; at < ran.out.size(); at = ran.out.find('\n', at) + 1) {
+    last = Json::parse(ran.out.substr(at, ran.out.find('\n', at) - at));
+  }
+  EXPECT_EQ(last["event"], "check");
+  EXPECT_EQ(keys_missing(last, {"planned_kl", "uniform_kl", "written"}),
+            std::vector<std::string>{});
+
+  expect_failure({"compress", kLlama, "-o", out, "-f"}, 2, "--size");
+  expect_failure({"compress", kLlama, "-o", out, "-f", "--size", "1GB", "--bits", "3"}, 2, "one");
+  expect_failure({"compress", kLlama, "-o", out, "-f", "--size", "much"}, 2, "SIZE");
+  expect_failure({"compress", kLlama, "--bits", "3"}, 2, "--out");
+  expect_failure({"compress", kLlama, "-o", out, "-f", "--bits", "3", "-r", "rtn(int(4))"}, 2,
+                 "mix");
+}
+
 TEST(Cli, EvalAnswersTasks) {
   const ScratchFolder scratch;
   const std::string file = scratch / "places.jsonl", answers = scratch / "answers.jsonl";
