@@ -163,7 +163,7 @@ TEST(Cli, CompressFitsASizeAndItsPlanCanBeReused) {
     args.insert(args.end(), more.begin(), more.end());
     return run_quern(args);
   };
-  Ran ran = compress({"--recipe", mix, "--size", "16KB", "--dry-run", "--plan", plan});
+  Ran ran = compress({"--recipe", mix, "--size", "0.016MB", "--dry-run", "--plan", plan});
   ASSERT_EQ(ran.code, 0) << ran.err;
   EXPECT_NE(ran.err.find("expected KL"), std::string::npos) << ran.err;
   EXPECT_FALSE(std::filesystem::exists(out));
@@ -185,7 +185,8 @@ TEST(Cli, CompressFitsASizeAndItsPlanCanBeReused) {
 
   expect_failure({"compress", kLlama, "-o", out, "-f"}, 2, "--size");
   expect_failure({"compress", kLlama, "-o", out, "-f", "--size", "1GB", "--bits", "3"}, 2, "one");
-  expect_failure({"compress", kLlama, "-o", out, "-f", "--size", "much"}, 2, "SIZE");
+  expect_failure({"compress", kLlama, "-o", out, "-f", "--size", "much"}, 2, "unit");
+  expect_failure({"compress", kLlama, "-o", out, "-f", "--size=-3KB"}, 2, "bytes");
   expect_failure({"compress", kLlama, "--bits", "3"}, 2, "--out");
   expect_failure({"compress", kLlama, "-o", out, "-f", "--bits", "3", "-r", "rtn(int(4))"}, 2,
                  "mix");
