@@ -265,7 +265,7 @@ Action declare_compress(CLI::App& app) {
       "  quern compress models/tiny -o out --recipe 'rotate(rht) | ldlq(int(3, group=64))' \\\n"
       "      --calibration text.txt --nsamples 128\n"
       "  quern compress models/tiny -o out --recipe quern-3bit --max-kl 0.1\n"
-      "  quern compress models/tiny -o out --size 400KB\n"
+      "  quern compress models/tiny -o out --size 1.8MB\n"
       "  quern compress models/tiny --bits 2.5 --dry-run --plan plan.json\n"
       "  quern compress models/tiny -o out --max-kl 0.02\n"
       "A run that was stopped goes on where it was when the same command is given again.");
