@@ -41,8 +41,6 @@ class Allocation {
   // Fails where none is so small.
   Result<Plan> uniform_within_bytes(uint64_t budget) const;
 
-  const std::vector<Unit>& units() const { return units_; }
-
  private:
   explicit Allocation(const Prepared& prepared) : prepared_(&prepared) {}
   void tabulate(const Curves& curves);

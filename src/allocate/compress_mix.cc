@@ -20,8 +20,7 @@ namespace fs = std::filesystem;
 
 constexpr int kTrials = 4;  // plans for a divergence, each for less than the last
 constexpr double kTrialMargin = 0.97;
-constexpr int64_t kHeldOut = 16;           // windows of the check
-constexpr int64_t kLogitFloats = 4 << 20;  // logits held at once, per model
+constexpr int64_t kHeldOut = 16;  // windows of the check
 constexpr char kPlanFile[] = "/quern_plan.json";
 
 tl::unexpected<Error> cancelled() {
@@ -36,6 +35,7 @@ class MixCompression {
     QUERN_TRY(check_options());
     QUERN_ASSIGN(prepared_, prepare(options_.compress.model, options_.compress.recipe,
                                     options_.compress.seed));
+    QUERN_ASSIGN(units_, units_of(*prepared_));
     QUERN_TRY(make_plan());
     if (options_.dry_run) return result_;
     for (int trial = 1;; ++trial) {
@@ -78,8 +78,7 @@ class MixCompression {
         return usage_error("{}: it was made for the recipe '{}'", options_.plan,
                            result_.plan.recipe);
       }
-      QUERN_ASSIGN(const std::vector<Unit> units, units_of(*prepared_));
-      QUERN_TRY(finish_plan(*prepared_, units, result_.plan));
+      QUERN_TRY(finish_plan(*prepared_, units_, result_.plan));
       return announce();
     }
     if (!allocation_) {
@@ -158,7 +157,7 @@ class MixCompression {
   Status compress_planned() {
     CompressOptions options = options_.compress;
     QUERN_ASSIGN(options.given_corpus, corpus());
-    QUERN_ASSIGN(const Recipe recipe, recipe_of(*prepared_, result_.plan));
+    QUERN_ASSIGN(const Recipe recipe, recipe_of(*prepared_, units_, result_.plan));
     options.recipe = recipe.canonical();
     bool is_far = false, is_worse = false;
     options.accept = [&, this](const std::string& folder) -> Status {
@@ -198,7 +197,7 @@ class MixCompression {
     options.accept = nullptr;
     options.out = uniform_folder();
     options.force = true;
-    QUERN_ASSIGN(const Recipe recipe, recipe_of(*prepared_, uniform_));
+    QUERN_ASSIGN(const Recipe recipe, recipe_of(*prepared_, units_, uniform_));
     options.recipe = recipe.canonical();
     if (!is_made_by(options)) QUERN_TRY(compress(options));
     QUERN_ASSIGN(result_.uniform_kl, divergence_of(uniform_folder()));
@@ -214,7 +213,8 @@ class MixCompression {
     return packed.recipe == options.recipe && packed.seed == options.seed &&
            packed.quern_version == QUERN_VERSION &&
            packed.source_digest == prepared_->files->digest() &&
-           packed.calibration.value("digest", corpus_.digest) == corpus_.digest;
+           packed.calibration.value("digest", options.given_corpus->digest) ==
+               options.given_corpus->digest;
   }
 
   Status ship_uniform() {
@@ -227,11 +227,7 @@ class MixCompression {
     if (options_.compress.force) fs::remove_all(out_, problem);
     fs::rename(uniform_folder(), out_, problem);
     if (problem) return error("{}: {}", out_, problem.message());
-    QUERN_ASSIGN(const auto written, ModelFiles::open(out_));
-    result_.compressed.n_params = written->n_params();
-    result_.compressed.weight_bytes = written->weight_bytes();
-    result_.compressed.bpw = written->bpw();
-    result_.compressed.linear_bpw = written->linear_bpw();
+    QUERN_TRY(weigh(out_, result_.compressed));
     result_.is_compressed = true;
     return {};
   }
@@ -260,7 +256,7 @@ class MixCompression {
     QUERN_ASSIGN(const auto base, Model::open(options_.compress.model));
     QUERN_ASSIGN(const auto model, Model::open(folder, options_.activations));
     const int64_t n_vocab = base->desc().n_vocab;
-    const int64_t chunk = std::max<int64_t>(1, kLogitFloats / n_vocab);
+    const int64_t chunk = logit_rows(n_vocab);
     std::vector<double> all;
     for (const std::vector<Token>& sample : held_out_.samples) {
       if (!options_.compress.observe({{"event", "progress"}, {"what", "check"}, {"done", 1.0}})) {
@@ -288,6 +284,7 @@ class MixCompression {
   const MixOptions& options_;
   std::string out_;
   std::unique_ptr<Prepared> prepared_;
+  std::vector<Unit> units_;
   Corpus corpus_, held_out_;
   std::optional<Allocation> allocation_;
   Plan uniform_;

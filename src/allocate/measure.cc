@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <mutex>
 
 #include "base/parallel.h"
 #include "calib/streams.h"
@@ -19,8 +18,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kSampleRows = 64;
 constexpr int64_t kProbeTokens = 4096, kLeastProbeTokens = 256;
-constexpr double kBitsApart = 0.45;        // of measured stages that lie on one curve
-constexpr int64_t kLogitFloats = 4 << 20;  // logits held at once, of the original and of one probe
+constexpr double kBitsApart = 0.45;                 // of measured stages that lie on one curve
 constexpr size_t kHessianBudget = size_t{2} << 30;  // bytes of Hessians of experts held at once
 
 // What units are coded with to see what their errors do: fine enough for KL to be quadratic, coarse
@@ -316,7 +314,7 @@ class Measurement {
       finish_hidden(desc_, variant.ends, variant.rows.view());
     }
     const int64_t n = base.rows();
-    const int64_t chunk = std::max<int64_t>(1, kLogitFloats / desc_.n_vocab);
+    const int64_t chunk = logit_rows(desc_.n_vocab);
     std::vector<double> sums(variants_.size(), 0);
     for (int64_t row = 0; row < n; row += chunk) {
       const int64_t count = std::min(chunk, n - row);

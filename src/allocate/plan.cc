@@ -3,9 +3,7 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
 
-#include "calib/streams.h"
 #include "recipe/output_size.h"
 
 namespace quern {
@@ -85,8 +83,8 @@ Result<Plan> plan_from_json(const Json& json, const std::string& where) {
   return plan;
 }
 
-Result<Recipe> recipe_of(const Prepared& prepared, const Plan& plan) {
-  QUERN_ASSIGN(const std::vector<Unit> units, units_of(prepared));
+Result<Recipe> recipe_of(const Prepared& prepared, const std::vector<Unit>& units,
+                         const Plan& plan) {
   std::map<std::string, spec::WhereTerm> selectors;
   for (const Unit& unit : units) selectors[unit.name] = unit.where;
   std::vector<spec::Stage> stages;
@@ -115,8 +113,6 @@ Status finish_plan(const Prepared& prepared, const std::vector<Unit>& units, Pla
     if (!rows.emplace(row.unit, row).second) return usage_error("plan: '{}' twice", row.unit);
   }
   plan.rows.clear();
-  QUERN_ASSIGN(const OutputPlan kept,
-               OutputPlan::make(*prepared.files, prepared.recipe, prepared.basis));
   for (const Unit& unit : units) {
     const auto row = rows.find(unit.name);
     if (row == rows.end()) return usage_error("plan: nothing for '{}'", unit.name);
@@ -127,14 +123,14 @@ Status finish_plan(const Prepared& prepared, const std::vector<Unit>& units, Pla
   if (!rows.empty()) {
     return usage_error("plan: the mix selects no '{}' in this model", rows.begin()->first);
   }
-  QUERN_ASSIGN(const Recipe recipe, recipe_of(prepared, plan));
+  QUERN_ASSIGN(const Recipe recipe, recipe_of(prepared, units, plan));
   QUERN_ASSIGN(const OutputPlan output, OutputPlan::make(*prepared.files, recipe, prepared.basis));
   for (size_t i = 0; i < units.size(); ++i) {
     plan.rows[i].bytes = 0;
     for (const WeightId& id : units[i].weights) {
       const WeightPlan& weight = output.at(id);
       plan.rows[i].bytes += weight.solver != nullptr ? coded_bytes(weight, weight.solver->codec())
-                                                     : kept_bytes(prepared, kept.at(id));
+                                                     : kept_bytes(prepared, weight);
     }
   }
   QUERN_ASSIGN(std::vector<TensorSpec> tensors, output_tensors(prepared, output));

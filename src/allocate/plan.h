@@ -39,7 +39,8 @@ Result<Plan> read_plan(const std::string& path);
 Result<Plan> plan_from_json(const Json& json, const std::string& where);
 
 // The recipe that carries out a plan: stages by first use, their selectors by role and layer.
-Result<Recipe> recipe_of(const Prepared& prepared, const Plan& plan);
+Result<Recipe> recipe_of(const Prepared& prepared, const std::vector<Unit>& units,
+                         const Plan& plan);
 
 // Checks a plan against a model and fills in bytes, bpw and peak, exactly.
 Status finish_plan(const Prepared& prepared, const std::vector<Unit>& units, Plan& plan);

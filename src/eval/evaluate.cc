@@ -29,7 +29,6 @@ constexpr ProtocolRow kProtocols[] = {
 // Positions that pass through the layers together. More would be no faster; the result is the same
 // however a window is cut, and what lies between the layers stays small.
 constexpr int64_t kRun = 512;
-constexpr int64_t kLogitFloats = 4 << 20;  // logits held at once, per model
 
 using Clock = std::chrono::steady_clock;
 
@@ -205,7 +204,7 @@ class Evaluation {
       if (!is_base(m)) QUERN_TRY(runs_[m].forward(window));
     }
     const int64_t n_vocab = models_[0]->desc().n_vocab;
-    const int64_t chunk = std::max<int64_t>(1, kLogitFloats / n_vocab);
+    const int64_t chunk = logit_rows(n_vocab);
     for (int64_t first = window.first_scored; first < n; first += chunk) {
       const int64_t count = std::min(chunk, n - first);
       const std::span<const Token> target(window.target.data() + first, static_cast<size_t>(count));

@@ -379,11 +379,7 @@ class Compression {
   }
 
   Result<CompressResult> finish(Clock::time_point start) {
-    QUERN_ASSIGN(const auto written, ModelFiles::open(out_));
-    result_.n_params = written->n_params();
-    result_.weight_bytes = written->weight_bytes();
-    result_.bpw = written->bpw();
-    result_.linear_bpw = written->linear_bpw();
+    QUERN_TRY(weigh(out_, result_));
     result_.seconds = std::chrono::duration<double>(Clock::now() - start).count();
     // The output is in its place: whoever wants to stop now comes too late.
     (void)report("done", {{"out", valid_utf8(out_)},
@@ -448,6 +444,15 @@ Result<Corpus> gather(const CompressOptions& options, int64_t n_held_out) {
 }
 
 }  // namespace
+
+Status weigh(const std::string& folder, CompressResult& result) {
+  QUERN_ASSIGN(const auto written, ModelFiles::open(folder));
+  result.n_params = written->n_params();
+  result.weight_bytes = written->weight_bytes();
+  result.bpw = written->bpw();
+  result.linear_bpw = written->linear_bpw();
+  return {};
+}
 
 Result<Corpus> gather_corpus(const CompressOptions& options) { return gather(options, 0); }
 

@@ -39,6 +39,9 @@ struct CompressResult {
   std::vector<std::string> notes;
 };
 
+// Fills in the sizes of the model that a folder holds.
+Status weigh(const std::string& folder, CompressResult& result);
+
 // The calibration samples that these options ask for.
 Result<Corpus> gather_corpus(const CompressOptions& options);
 
