@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/check.h"
 #include "base/status.h"
 #include "kernels/attention.h"
 #include "spec/params.h"
@@ -63,6 +64,17 @@ class KvCodec {
   }
   // Whether all that it reads are levels, and nothing is added to them: another may add to them.
   virtual bool is_bare() const { return true; }
+};
+
+// A codec that codes no page until with_tables has made another of it.
+class KvUnfitted : public KvCodec {
+ public:
+  void encode(KvSide, int64_t, const float*, std::byte*) const override { QUERN_CHECK(false); }
+  KvOperand read(KvSide, int64_t, const std::byte*, const std::byte*,
+                 const KvScratch&) const override {
+    QUERN_CHECK(false);
+    return {};
+  }
 };
 
 struct KvCodecInfo {

@@ -28,7 +28,7 @@ constexpr spec::ParamSpec kParams[] = {
 
 constexpr double kLeast = 1e-6;  // of singular values, in parts of the largest
 
-class KvDeco : public KvCodec {
+class KvDeco : public KvUnfitted {
  public:
   KvDeco(const spec::Params& params, std::string text, std::shared_ptr<const KvCodec> codec)
       : spec_(std::move(text)),
@@ -49,12 +49,6 @@ class KvDeco : public KvCodec {
   }
   int64_t page_bytes(KvSide side, int64_t d_head) const override {
     return codec_->page_bytes(side, d_head);
-  }
-  void encode(KvSide, int64_t, const float*, std::byte*) const override { QUERN_CHECK(false); }
-  KvOperand read(KvSide, int64_t, const std::byte*, const std::byte*,
-                 const KvScratch&) const override {
-    QUERN_CHECK(false);
-    return {};
   }
 
   // T_S [block, block], numbers that halves hold. What is no number counts as 0.

@@ -125,7 +125,7 @@ class LevelFit {
 
 // Tables of a layer: its levels, gain, shift; for keys then the centres and half-ranges of all
 // channels, [n_heads * d_head] each.
-class KvNuq : public KvCodec {
+class KvNuq : public KvUnfitted {
  public:
   KvNuq(std::string spec, Settings settings) : spec_(std::move(spec)), settings_(settings) {}
 
@@ -144,12 +144,6 @@ class KvNuq : public KvCodec {
   int64_t page_bytes(KvSide side, int64_t d_head) const override {
     return kv_code_bytes(settings_.bits, kKeyBlock * d_head) + scale_bytes(side) +
            correction(side, d_head).n_bytes();
-  }
-  void encode(KvSide, int64_t, const float*, std::byte*) const override { QUERN_CHECK(false); }
-  KvOperand read(KvSide, int64_t, const std::byte*, const std::byte*,
-                 const KvScratch&) const override {
-    QUERN_CHECK(false);
-    return {};
   }
 
   Result<std::vector<float>> fit(const KvFitRows& rows) const override;
