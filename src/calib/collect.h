@@ -12,8 +12,9 @@ namespace quern {
 
 // Sum of x x^T over the rows that reach one group of weights, in double.
 struct Gram {
-  Matrix<double> sum;    // [n_in, n_in]
-  Matrix<double> drift;  // [n_in, n_in] of (x_source - x) x^T, where both are shown
+  Matrix<double> sum;        // [n_in, n_in]
+  std::vector<double> mean;  // [n_in], the sum of x, then its mean
+  Matrix<double> drift;      // [n_in, n_in] of (x_source - x) x^T, where both are shown
   int64_t n_rows = 0;
 };
 
@@ -68,8 +69,9 @@ class GramTap final : public LayerTap {
   // arXiv 2504.02692). Empty if nothing was expected or H has no factor.
   Matrix<float> drift(int expert, double damping);
 
-  // H = sum / n_rows of an expert; empty if no row reached it.
+  // H = sum / n_rows of an expert, and the mean of x; empty if no row reached it.
   MatrixView<const double> hessian(int expert);
+  std::span<const double> mean(int expert);
   int64_t n_rows(int expert) const;
 
  private:

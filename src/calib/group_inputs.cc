@@ -23,7 +23,7 @@ bool GroupInputs::gather(const Streams* streams, int layer, const LayerWeights& 
                          const LayerWeights& coded, const std::function<bool()>& proceed) {
   if (is_static() && !streams->observe(layer, coded, ranges_, proceed)) return false;
   decide_roundings();
-  if (!wanted_.hessian) return true;
+  if (!wanted_.hessian && !wanted_.mean) return true;
   return wanted_.drift ? streams->observe_drift(layer, source, coded, wanted_.shown, tap_, proceed)
                        : streams->observe(layer, coded, tap_, proceed);
 }
@@ -31,7 +31,7 @@ bool GroupInputs::gather(const Streams* streams, int layer, const LayerWeights& 
 void GroupInputs::gather(MatrixView<const float> rows) {
   if (is_static()) ranges_.input(wanted_.shown, -1, rows);
   decide_roundings();
-  if (wanted_.hessian) tap_.input(wanted_.shown, -1, rows);
+  if (wanted_.hessian || wanted_.mean) tap_.input(wanted_.shown, -1, rows);
 }
 
 MatrixView<const double> GroupInputs::hessian(int expert) {
@@ -42,6 +42,10 @@ MatrixView<const float> GroupInputs::drift(int expert) {
   if (!wanted_.drift) return {};
   if (!drift_) drift_ = tap_.drift(expert, kDriftDamping);
   return std::as_const(*drift_).view();
+}
+
+std::span<const double> GroupInputs::mean(int expert) {
+  return wanted_.mean ? tap_.mean(expert) : std::span<const double>();
 }
 
 std::shared_ptr<const ActRounding> GroupInputs::rounding(int expert) const {

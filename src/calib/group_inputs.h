@@ -20,7 +20,7 @@ class GroupInputs {
     int first_expert = -1, last_expert = -1;
     int64_t n_in = 0;
     std::shared_ptr<const ActQuantizer> act;  // null: nothing is rounded
-    bool hessian = false, drift = false;
+    bool hessian = false, drift = false, mean = false;
   };
 
   explicit GroupInputs(Wanted wanted)
@@ -37,6 +37,7 @@ class GroupInputs {
 
   MatrixView<const double> hessian(int expert);  // empty unless wanted
   MatrixView<const float> drift(int expert);     // empty unless wanted
+  std::span<const double> mean(int expert);      // empty unless wanted
   std::shared_ptr<const ActRounding> rounding(int expert) const;
 
  private:

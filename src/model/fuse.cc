@@ -42,6 +42,22 @@ bool folds(const Operator& op, Site site, const LayerDesc& layer) {
   }
 }
 
+// Of a form with biases.
+bool may_get_bias(Role role) {
+  switch (role) {
+    case Role::kQ:
+    case Role::kK:
+    case Role::kV:
+    case Role::kO:
+    case Role::kGate:
+    case Role::kUp:
+    case Role::kDown:
+      return true;
+    default:
+      return false;
+  }
+}
+
 void become_rms(const StreamForm& form, NormDesc& norm) {
   if (norm.kind == NormKind::kLayer && form.is_centred) norm.kind = NormKind::kRms;
   norm.has_bias = false;
@@ -194,7 +210,11 @@ ModelDesc in_basis(const ModelDesc& model, const BasisChange& basis) {
   const StreamForm& form = basis.form();
   for (size_t i = 0; i < changed.layers.size(); ++i) {
     LayerDesc& layer = changed.layers[i];
-    if (!changes_stream(basis)) break;
+    if (form.has_biases) {
+      layer.attention.qkv_bias = layer.attention.o_bias = true;
+      layer.mlp.bias = layer.mlp.bias || layer.mlp.n_experts == 0;
+    }
+    if (!changes_stream(basis)) continue;
     layer.attention.qkv_bias = layer.attention.qkv_bias || layer.attn_norm.has_bias;
     layer.mlp.bias = layer.mlp.bias || layer.mlp_norm.has_bias;
     for (NormDesc* norm : {&layer.attn_norm, &layer.mlp_norm}) become_rms(form, *norm);
@@ -232,6 +252,7 @@ bool is_changed(const BasisChange& basis, const WeightId& id) {
       break;
   }
   const std::vector<Site> in = sites_read(id.role), out = sites_written(id.role);
+  if (basis.form().has_biases && may_get_bias(id.role)) return true;
   const auto reads = [&](Site site) {
     if (site == Site::kResidual) return changes_stream(basis);
     return !basis.at(site, id.layer).empty() || basis.is_expected(site);

@@ -15,8 +15,10 @@
 #include <optional>
 #include <utility>
 
+#include "base/checked.h"
 #include "base/digest.h"
 #include "base/file.h"
+#include "base/parallel.h"
 #include "calib/group_inputs.h"
 #include "calib/streams.h"
 #include "eval/overlap.h"
@@ -42,8 +44,27 @@ tl::unexpected<Error> cancelled() {
 struct CodingInputs {
   MatrixView<const double> hessian;
   MatrixView<const float> drift;
+  std::span<const double> mean;                 // empty: its bias is not corrected
   std::shared_ptr<const ActRounding> rounding;  // of what it reads; null: none
 };
+
+// bias += (W - W_hat) E[x]; a matrix without a bias stays so.
+void correct_bias(const Matrix<float>& w, const Codec& codec, const CodedMatrix& codes,
+                  std::span<const double> mean, std::vector<float>& bias) {
+  constexpr int64_t kRows = 64;
+  if (bias.empty()) return;
+  parallel_for(w.rows(), round_up(kRows, codec.decode_unit()), [&](int64_t begin, int64_t end) {
+    Matrix<float> w_hat(end - begin, w.cols());
+    codec.decode(codes.view(), begin, end - begin, w_hat.data());
+    for (int64_t i = begin; i < end; ++i) {
+      double sum = 0;
+      for (int64_t j = 0; j < w.cols(); ++j) {
+        sum += (static_cast<double>(w(i, j)) - w_hat(i - begin, j)) * mean[static_cast<size_t>(j)];
+      }
+      bias[static_cast<size_t>(i)] += static_cast<float>(sum);
+    }
+  });
+}
 
 class Compression {
  public:
@@ -54,7 +75,7 @@ class Compression {
     QUERN_TRY(prepare());
     QUERN_ASSIGN(Journal journal, Journal::open(out_, job_));
     journal_ = &journal;
-    finished_ = std::make_unique<FinishedSteps>(journal, plan_, *prepared_->fused);
+    finished_ = std::make_unique<FinishedSteps>(journal, plan_);
     QUERN_TRY(announce());
     QUERN_TRY(code_ends_before());
     if (needs_streams_) {
@@ -98,7 +119,7 @@ class Compression {
     }
     result_.notes = prepared_->notes;
     QUERN_ASSIGN(plan_, OutputPlan::make(*prepared_->files, prepared_->recipe, prepared_->basis));
-    dense_ = std::make_unique<DenseTensors>(*prepared_->files, *prepared_->fused, plan_);
+    dense_ = std::make_unique<DenseTensors>(*prepared_->fused, plan_);
     needs_streams_ = prepared_->recipe.needs_calibration();
     fitting_ = std::make_unique<Fitting>(*prepared_->files, prepared_->recipe, options_.seed,
                                          prepared_->basis);
@@ -164,9 +185,11 @@ class Compression {
                             {"fallback", solved->fallback}};
     add_planes(weight, codes, out);
     if (inputs.rounding != nullptr) add_ranges(weight, *inputs.rounding, out);
-    QUERN_TRY(dense_->add_bias(weight, out));
-    if (coded == nullptr) return {};
     QUERN_ASSIGN(std::vector<float> bias, prepared_->fused->bias(weight.id));
+    if (!inputs.mean.empty()) correct_bias(w, codec, codes, inputs.mean, bias);
+    dense_->round_bias(weight, bias);
+    dense_->add_bias(weight, bias, out);
+    if (coded == nullptr) return {};
     *coded = coded_weight(std::move(codes), codec, std::move(bias));
     coded->rounding = inputs.rounding;
     *coded = in_runtime_form(std::move(*coded), codec);
@@ -324,8 +347,8 @@ class Compression {
           return weight->act == act;
         });
         const GroupInputs::Wanted wanted{
-            group.shown,   e,     std::min(last, e + at_once - 1), (*from)->n_in, (*from)->act,
-            needs_hessian, drifts};
+            group.shown,   e,      std::min(last, e + at_once - 1),   (*from)->n_in, (*from)->act,
+            needs_hessian, drifts, prepared_->basis.form().has_biases};
         QUERN_TRY(code_together(layer, wanted, {from, to}, source, coded, tensors, reports));
       }
     }
@@ -343,8 +366,9 @@ class Compression {
       const int expert = weight->id.expert;
       if (expert < wanted.first_expert || expert > wanted.last_expert) continue;
       if (!proceed_in_layer(layer, "code")) return cancelled();
-      CodingInputs inputs{statistics.hessian(expert), {}, statistics.rounding(expert)};
+      CodingInputs inputs{statistics.hessian(expert), {}, {}, statistics.rounding(expert)};
       if (weight->solver->drift() > 0) inputs.drift = statistics.drift(expert);
+      inputs.mean = statistics.mean(expert);
       LinearWeight* target = needs_streams_ ? &coded.at(weight->id.role, expert) : nullptr;
       QUERN_TRY(code(*weight, inputs, tensors, reports, target));
       ++n_coded_in_layer_;
@@ -372,7 +396,7 @@ class Compression {
       const Matrix<float> hidden =
           needs_streams_ ? streams_->final_hidden(coded_ends_) : Matrix<float>();
       statistics.gather(hidden.view());
-      const CodingInputs inputs{statistics.hessian(-1), {}, statistics.rounding(-1)};
+      const CodingInputs inputs{statistics.hessian(-1), {}, {}, statistics.rounding(-1)};
       QUERN_TRY(code(**head, inputs, tensors, reports, nullptr));
     }
     return finish_step(step, tensors, {{"matrices", reports}});

@@ -48,13 +48,23 @@ Result<TensorSpec> DenseTensors::spec(const WeightPlan& weight) const {
 }
 
 Status DenseTensors::add_bias(const WeightPlan& weight, std::vector<OutputTensor>& out) const {
-  if (!has_weight(fused_.desc(), weight.id, Part::kBias)) return {};
-  const std::string name = files_.store().stored_name(weight.id, Part::kBias);
-  if (plan_.copied().contains(name)) return {};
   QUERN_ASSIGN(const std::vector<float> bias, fused_.bias(weight.id));
-  out.push_back(dense_tensor(name, dtype_of(weight, bias.data()),
-                             {static_cast<int64_t>(bias.size())}, bias.data()));
+  add_bias(weight, bias, out);
   return {};
+}
+
+void DenseTensors::add_bias(const WeightPlan& weight, const std::vector<float>& bias,
+                            std::vector<OutputTensor>& out) const {
+  if (bias.empty() || plan_.copied().contains(weight.bias_name)) return;
+  out.push_back(dense_tensor(weight.bias_name, dtype_of(weight, bias.data()),
+                             {static_cast<int64_t>(bias.size())}, bias.data()));
+}
+
+void DenseTensors::round_bias(const WeightPlan& weight, std::vector<float>& bias) {
+  const auto n = static_cast<int64_t>(bias.size());
+  std::vector<float> stored(bias.size());  // holds at most as many bytes
+  convert_from_float(bias.data(), n, weight.dense_dtype, stored.data());
+  convert_to_float(weight.dense_dtype, stored.data(), n, bias.data());
 }
 
 void add_planes(const WeightPlan& weight, const CodedMatrix& codes,

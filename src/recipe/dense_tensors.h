@@ -14,8 +14,7 @@ namespace quern {
 class DenseTensors {
  public:
   // All arguments must outlive this.
-  DenseTensors(const ModelFiles& files, const FusedSource& fused, const OutputPlan& plan)
-      : files_(files), fused_(fused), plan_(plan) {}
+  DenseTensors(const FusedSource& fused, const OutputPlan& plan) : fused_(fused), plan_(plan) {}
 
   // The weight and its bias.
   Status add(const WeightPlan& weight, std::vector<OutputTensor>& out) const;
@@ -23,9 +22,13 @@ class DenseTensors {
   Result<TensorSpec> spec(const WeightPlan& weight) const;
   // The bias of a weight, if it has one that is not copied.
   Status add_bias(const WeightPlan& weight, std::vector<OutputTensor>& out) const;
+  // The same where it is at hand; empty: there is none.
+  void add_bias(const WeightPlan& weight, const std::vector<float>& bias,
+                std::vector<OutputTensor>& out) const;
+  // To what a file will hold of it.
+  static void round_bias(const WeightPlan& weight, std::vector<float>& bias);
 
  private:
-  const ModelFiles& files_;
   const FusedSource& fused_;
   const OutputPlan& plan_;
 };

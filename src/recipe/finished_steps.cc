@@ -62,7 +62,13 @@ Result<LinearWeight> FinishedSteps::reload(int step, const WeightPlan& weight,
   auto rounding = read_rounding(weight.act, weight.n_in, file->find(ranges), ranges);
   if (!rounding) return journal_.damaged(step, rounding.error().message);
   linear.rounding = *std::move(rounding);
-  QUERN_ASSIGN(linear.bias, source_.bias(weight.id));
+  const TensorInfo* bias = file->find(weight.bias_name);
+  if (bias == nullptr) return in_runtime_form(std::move(linear), weight.solver->codec());
+  if (!is_plain_float(bias->dtype) || bias->shape != Shape{weight.n_out}) {
+    return journal_.damaged(step, weight.bias_name);
+  }
+  linear.bias.resize(static_cast<size_t>(weight.n_out));
+  convert_to_float(bias->dtype, bias->bytes, weight.n_out, linear.bias.data());
   return in_runtime_form(std::move(linear), weight.solver->codec());
 }
 

@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "model/fused_source.h"
 #include "model/linear.h"
 #include "model/packed.h"
 #include "recipe/journal.h"
@@ -18,9 +17,8 @@ namespace quern {
 
 class FinishedSteps {
  public:
-  // All must outlive this.
-  FinishedSteps(const Journal& journal, const OutputPlan& plan, const FusedSource& source)
-      : journal_(journal), plan_(plan), source_(source) {}
+  // Both must outlive this.
+  FinishedSteps(const Journal& journal, const OutputPlan& plan) : journal_(journal), plan_(plan) {}
 
   // Takes the report of a step over into the header of the output, what is remarkable into `notes`.
   Status record(int step, const Json& report, Packed& packed, std::vector<std::string>& notes);
@@ -33,7 +31,6 @@ class FinishedSteps {
 
   const Journal& journal_;
   const OutputPlan& plan_;
-  const FusedSource& source_;
   std::map<std::string, std::shared_ptr<const Codec>> codecs_;
 };
 

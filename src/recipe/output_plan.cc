@@ -51,12 +51,12 @@ Result<OutputPlan> OutputPlan::make(const ModelFiles& source, const Recipe& reci
       plan.copied_.insert(store.stored(id, Part::kBias).name);
       continue;
     }
-    WeightPlan weight;
-    weight.id = id;
+    WeightPlan weight{.id = id};
     const Shape shape = weight_shape(desc, id);
     weight.n_out = shape.size() == 2 ? shape[0] : 1;
     weight.n_in = shape.back();
     weight.name = store.stored_name(id);
+    weight.bias_name = store.stored_name(id, Part::kBias);
     weight.dense_dtype = dense_dtype(store.stored(model_for_type(store, id)));
     const bool can_be_coded = is_linear(id.role) || id.role == Role::kEmbed;
     weight.solver = can_be_coded ? recipe.solver_for(desc, id) : nullptr;

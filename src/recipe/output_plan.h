@@ -25,7 +25,7 @@ struct WeightPlan {
   Fate fate = Fate::kCopy;
   const Solver* solver = nullptr;           // kCoded
   std::shared_ptr<const ActQuantizer> act;  // of the inputs, kCoded; null: the reader's choice
-  std::string name;                         // of the weight in the output
+  std::string name, bias_name;              // of the weight in the output, and of its bias
   int64_t n_out = 0, n_in = 0;
   DType dense_dtype = DType::kBF16;  // kDense, and the bias
 };

@@ -37,7 +37,7 @@ std::vector<size_t> shard_starts(std::span<const uint64_t> sizes) {
 }
 
 Result<std::vector<TensorSpec>> output_tensors(const Prepared& prepared, const OutputPlan& plan) {
-  const DenseTensors dense(*prepared.files, *prepared.fused, plan);
+  const DenseTensors dense(*prepared.fused, plan);
   std::vector<TensorSpec> specs;
   for (const WeightPlan& weight : plan.weights()) {
     if (weight.fate == Fate::kCopy) continue;

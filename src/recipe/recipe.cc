@@ -241,6 +241,8 @@ std::shared_ptr<const ActQuantizer> Recipe::act_for(const ModelDesc& model,
 
 bool Recipe::needs_calibration() const {
   return is_fitted() ||
+         std::any_of(transforms_.begin(), transforms_.end(),
+                     [](const auto& transform) { return transform->corrects_biases(); }) ||
          std::any_of(coding_.begin(), coding_.end(),
                      [](const CodingStage& stage) {
                        return stage.mix != nullptr || stage.solver->needs_hessian();

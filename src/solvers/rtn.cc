@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// rtn: every block to its nearest codeword, group by group; the baseline of every comparison. A
-// Hessian, when there is one, only weighs the reported loss.
+// rtn: every block to its nearest codeword, group by group; the baseline of every comparison. With
+// weigh=inputs codecs that choose side info by the importance of columns are told the mean square
+// of what each column reads; otherwise a Hessian only weighs the reported loss.
 #include <algorithm>
 
 #include "base/parallel.h"
@@ -13,16 +14,17 @@ using spec::ParamKind;
 
 constexpr spec::ParamSpec kParams[] = {
     {"codec", ParamKind::kCall, "", 0, 0, {}, "what to code with"},
+    {"weigh", ParamKind::kChoice, "none", 0, 0, "none|inputs", "importance of columns"},
 };
 
 class Rtn final : public Solver {
  public:
-  Rtn(std::string text, std::unique_ptr<Codec> codec)
-      : spec_(std::move(text)), codec_(std::move(codec)) {}
+  Rtn(std::string text, std::unique_ptr<Codec> codec, bool weighs)
+      : spec_(std::move(text)), codec_(std::move(codec)), weighs_(weighs) {}
 
   std::string spec() const override { return spec_; }
   const Codec& codec() const override { return *codec_; }
-  bool needs_hessian() const override { return false; }
+  bool needs_hessian() const override { return weighs_; }
   size_t scratch_bytes(int64_t n_out, int64_t n_in) const override {
     return static_cast<size_t>(n_out * n_in) * sizeof(float);
   }
@@ -32,13 +34,16 @@ class Rtn final : public Solver {
     const int64_t group = codec_->group_cols(w.cols);
     const MutableCodes codes = out.mutable_view();
     Matrix<float> error(w.rows, w.cols);  // first W_hat, then W - W_hat
-    codec_->fit_matrix({w}, codes);
+    SolveReport report;
+    const std::vector<float> weight = importance(input.hessian, report);
+    codec_->fit_matrix({w, weight}, codes);
     parallel_for(w.rows, rows_per_piece(*codec_), [&](int64_t begin, int64_t end) {
       const int64_t n = end - begin;
       for (int64_t col = 0; col < w.cols; col += group) {
         const int64_t width = std::min(group, w.cols - col);
         const auto part = w.row_range(begin, n).col_range(col, width);
-        codec_->fit(part, {}, begin, col, codes);
+        const auto first = weight.begin() + (weight.empty() ? 0 : col);
+        codec_->fit(part, {first, weight.empty() ? first : first + width}, begin, col, codes);
         codec_->encode(part, begin, col, codes,
                        error.view().row_range(begin, n).col_range(col, width));
       }
@@ -46,15 +51,27 @@ class Rtn final : public Solver {
         for (int64_t j = 0; j < w.cols; ++j) error(i, j) = w(i, j) - error(i, j);
       }
     });
-    SolveReport report;
     report.loss = quadratic_form(error.view(), input.hessian);
     report.energy = quadratic_form(w, input.hessian);
     return report;
   }
 
  private:
+  // E[x_j^2] of each column; empty where all count alike.
+  std::vector<float> importance(MatrixView<const double> hessian, SolveReport& report) const {
+    std::vector<float> weight;
+    if (!weighs_ || !codec_->weighs_columns()) return weight;
+    if (hessian.data == nullptr) {
+      report.fallback = "no inputs were seen: columns count alike";
+      return weight;
+    }
+    for (int64_t j = 0; j < hessian.rows; ++j) weight.push_back(static_cast<float>(hessian(j, j)));
+    return weight;
+  }
+
   std::string spec_;
   std::unique_ptr<Codec> codec_;
+  bool weighs_;
 };
 
 }  // namespace
@@ -67,7 +84,8 @@ const SolverInfo rtn_solver_info = {
     .make = [](const spec::Params& params) -> Result<std::unique_ptr<Solver>> {
       QUERN_ASSIGN(auto codec, make_codec(params.call("codec")));
       QUERN_ASSIGN(std::string text, params.text_around(codec->spec()));
-      return std::make_unique<Rtn>(std::move(text), std::move(codec));
+      return std::make_unique<Rtn>(std::move(text), std::move(codec),
+                                   params.word("weigh") == "inputs");
     },
 };
 

@@ -165,6 +165,7 @@ Json BasisChange::to_json() const {
   Json form = Json::object();
   if (form_.is_centred) form["norms"] = "rms";
   if (form_.ends != Ends::kOnline) form["ends"] = form_.has_folded_ends() ? "folded" : "turned";
+  if (form_.has_biases) form["biases"] = "all";
   if (is_sliced()) form["widths"] = form_.widths;
   if (!form.empty()) json["form"] = std::move(form);
   return json;
@@ -191,6 +192,8 @@ Result<StreamForm> read_form(const Json& json) {
       form.ends = Ends::kFolded;
     } else if (item.key() == "ends" && item.value() == "turned") {
       form.ends = Ends::kTurned;
+    } else if (item.key() == "biases" && item.value() == "all") {
+      form.has_biases = true;
     } else if (item.key() == "widths" && item.value().is_array() &&
                item.value().size() <= 2 * kMaxLayers + 1) {
       for (size_t i = 0; i < item.value().size(); ++i) {

@@ -82,6 +82,8 @@ struct StreamForm {
   // embedding and from what is written to the stream, their biases moved into those of the readers.
   bool is_centred = false;
   Ends ends = Ends::kOnline;
+  // The matrices of attention and of dense MLPs have biases, for coding to correct.
+  bool has_biases = false;
   // Widths of a sliced stream at its 2 n_layers + 1 places: before attention and before the MLP of
   // each layer, and behind the last; that one is d_model. Empty: not sliced.
   std::vector<int64_t> widths;

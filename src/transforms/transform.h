@@ -71,6 +71,8 @@ class Transform {
 
   virtual bool is_fitted() const { return false; }
   virtual bool slices() const { return false; }  // cuts directions off the stream
+  // Biases are to make up for what coding does to the mean of outputs (StreamForm::has_biases).
+  virtual bool corrects_biases() const { return false; }
   // What `fit` reads of a layer, each site once.
   virtual std::vector<StatisticsNeed> needs(const ModelDesc&, int /*layer*/) const { return {}; }
   // Adds this layer's operators (BasisChange::add with its index) at sites that `plan` declared.

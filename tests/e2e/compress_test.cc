@@ -10,6 +10,7 @@
 
 #include "base/parallel.h"
 #include "base/random.h"
+#include "calib/streams.h"
 #include "eval/evaluate.h"
 #include "fixtures.h"
 #include "formats/safetensors.h"
@@ -151,6 +152,7 @@ INSTANTIATE_TEST_SUITE_P(
         "rtn(int(3)) @ q[1:2]+ffn[0:1]-up[0:1] | rtn(int(5)) @ all[1:2]",
         "rotate(rht) | ldlq(trellis(2.5, survivors=8, rows=64), drift=0.75)",
         "act(int(8)) @ all | rtn(int(8)) @ all+embed",
+        "bias_correction | rotate(rht) | rtn(int(8, group=16)) @ all-up",
         "rotate(rht) | act(int(7, per=tensor, scale=static)) @ down+o | act(int(4, clip=0.9)) @ q "
         "| "
         "ldlq(int(6, group=16))"));
@@ -286,6 +288,47 @@ TEST(Compress, RoundingOfInputsIsThatOfTheFile) {
     const double a = divergence(**exact, **base).kl_mean, b = divergence(**int8, **base).kl_mean;
     EXPECT_EQ(a == b, recipe[0] == 'a') << recipe << " " << a << " " << b;
     std::filesystem::remove_all(out);
+  }
+}
+
+// What a matrix of the first layer makes of the mean of what it reads in `reader`.
+Matrix<float> mean_output(const Model& model, const Corpus& corpus, const Model& reader,
+                          Role role) {
+  const ModelFiles& files = reader.files();
+  const SampleRuns runs(files.desc(), corpus);
+  GramTap tap(role, -1, -1);
+  const LayerWeights of_reader = *files.layer(0);
+  runs.observe(0, of_reader, runs.embed(*files.ends()), tap, [] { return true; });
+  const LayerWeights layer = *model.files().layer(0);
+  const LinearWeight& weight = layer.at(role, -1);
+  Matrix<float> x(1, weight.n_in), y(1, weight.n_out);
+  std::copy_n(tap.mean(-1).begin(), weight.n_in, x.data());
+  linear(weight, x.view(), y.view());
+  return y;
+}
+
+TEST(Compress, CorrectedBiasesTakeTheMeanOutOfTheError) {
+  const ScratchFolder scratch;
+  const std::string recipe = "rtn(int(2, group=16))";
+  CompressOptions options = small(fixture("llama"), "", "bias_correction | " + recipe);
+  const auto corpus = gather_corpus(options);
+  ASSERT_TRUE(corpus.has_value());
+  const std::string corrected = first_output(scratch, options, "corrected");
+  options.recipe = recipe;
+  const std::string plain = first_output(scratch, options, "plain");
+  const auto base = Model::open(fixture("llama")), with = Model::open(corrected),
+             without = Model::open(plain);
+  ASSERT_TRUE(base && with && without);
+  const auto error = [&](const Model& model, const Model& reader, Role role) {
+    const Matrix<float> a = mean_output(model, *corpus, reader, role);
+    const Matrix<float> b = mean_output(**base, *corpus, reader, role);
+    float largest = 0;
+    for (int64_t j = 0; j < a.cols(); ++j) largest = std::max(largest, std::abs(a(0, j) - b(0, j)));
+    return largest;
+  };
+  for (const Role role : {Role::kQ, Role::kO, Role::kDown}) {
+    // Rounded to the model's type; q reads what it does in the original, the others do not.
+    EXPECT_LT(error(**with, **with, role), 0.05 * error(**without, **without, role));
   }
 }
 

@@ -137,16 +137,19 @@ TEST_F(Resume, AfterKillsAtRandomTimesTheBytesAreThoseOfAnUndisturbedRun) {
   finish_and_compare(out);
 }
 
-TEST_F(Resume, SlicesComeBackFromTheJournal) {
-  const char* recipe = "slice(0.25) | rotate(sites=ffn) | ldlq(int(4, group=32))";
-  const std::string whole = scratch_ / "whole", out = scratch_ / "out";
-  ASSERT_EQ(run_quern(command(whole, recipe)).code, 0);
-  for (const int n : {1, 4}) {
-    leave_steps(out, n, recipe);
-    const Ran ran = run_quern(command(out, recipe));
-    ASSERT_EQ(ran.code, 0) << ran.err;
-    EXPECT_TRUE(files_of(out) == files_of(whole)) << n;
-    fs::remove_all(out);
+TEST_F(Resume, SlicesAndBiasesComeBackFromTheJournal) {
+  for (const char* recipe : {"slice(0.25) | rotate(sites=ffn) | ldlq(int(4, group=32))",
+                             "bias_correction | ldlq(int(3, group=32))"}) {
+    const std::string whole = scratch_ / "whole", out = scratch_ / "out";
+    ASSERT_EQ(run_quern(command(whole, recipe)).code, 0);
+    for (const int n : {1, 4}) {
+      leave_steps(out, n, recipe);
+      const Ran ran = run_quern(command(out, recipe));
+      ASSERT_EQ(ran.code, 0) << ran.err;
+      EXPECT_TRUE(files_of(out) == files_of(whole)) << n;
+      fs::remove_all(out);
+    }
+    fs::remove_all(whole);
   }
 }
 
