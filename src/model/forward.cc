@@ -8,25 +8,15 @@
 
 #include "base/check.h"
 #include "base/checked.h"
-#include "base/parallel.h"
 #include "kernels/attention.h"
 #include "kernels/kernels.h"
 #include "model/eviction.h"
 #include "model/rope.h"
+#include "model/row_passes.h"
 #include "tensor/scratch.h"
 
 namespace quern {
 namespace {
-
-// Rows per piece of an elementwise pass: about 8K values.
-int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 8192 / std::max<int64_t>(1, cols)); }
-
-template <class Body>
-void for_rows(MatrixView<float> x, const Body& body) {
-  parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(i);
-  });
-}
 
 // dst <- norm(src) for one row; dst may be src. The mean square is taken over `divisor` values, of
 // which those beyond n were cut off: x / sqrt(sum / D + eps) is x sqrt(D / n) / sqrt(sum / n + eps
@@ -396,7 +386,7 @@ class LayerRun {
     const MlpDesc& m = desc_.mlp;
     ScratchMatrix share(x.rows, m.n_experts);  // 0 where an expert is not chosen
     linear(weights_.router, x, share.view());
-    for_rows(share.view(), [&](int64_t i) { choose_experts(share.row(i)); });
+    for_rows(share.view(), [&](int64_t i) { choose_experts(m, share.row(i)); });
     for (int64_t i = 0; i < out.rows; ++i) std::fill_n(out.row(i), out.cols, 0.0f);
     for (int64_t e = 0; e < m.n_experts; ++e) {
       std::vector<int64_t> rows;
@@ -432,23 +422,6 @@ class LayerRun {
     return true;
   }
 
-  // Router logits -> shares of the top_k experts (ties to the lower index), zero elsewhere.
-  void choose_experts(float* logits) const {
-    const MlpDesc& m = desc_.mlp;
-    kernels().softmax(1, m.n_experts, logits, nullptr);
-    std::vector<int64_t> order(static_cast<size_t>(m.n_experts));
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return logits[a] > logits[b]; });
-    float total = 0;
-    for (int64_t i = 0; i < m.top_k; ++i) total += logits[order[static_cast<size_t>(i)]];
-    for (int64_t i = 0; i < m.n_experts; ++i) {
-      float& share = logits[order[static_cast<size_t>(i)]];
-      if (i >= m.top_k) share = 0;
-      if (m.renormalise && total > 0) share /= total;
-    }
-  }
-
   const LayerDesc& desc_;
   const LayerWeights& weights_;
   int layer_;
@@ -459,6 +432,21 @@ class LayerRun {
 };
 
 }  // namespace
+
+void choose_experts(const MlpDesc& m, float* logits) {
+  kernels().softmax(1, m.n_experts, logits, nullptr);
+  std::vector<int64_t> order(static_cast<size_t>(m.n_experts));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return logits[a] > logits[b]; });
+  float total = 0;
+  for (int64_t i = 0; i < m.top_k; ++i) total += logits[order[static_cast<size_t>(i)]];
+  for (int64_t i = 0; i < m.n_experts; ++i) {
+    float& share = logits[order[static_cast<size_t>(i)]];
+    if (i >= m.top_k) share = 0;
+    if (m.renormalise && total > 0) share /= total;
+  }
+}
 
 void apply_norm(const NormDesc& norm, const NormWeight& weight, MatrixView<const float> src,
                 MatrixView<float> dst) {

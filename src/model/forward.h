@@ -81,6 +81,10 @@ bool forward_layer(const LayerContext& context, const LayerWeights& weights,
                    std::span<const SequenceRows> sequences, MatrixView<float> h,
                    LayerTap* tap = nullptr);
 
+// Router logits [n_experts] -> shares of the top_k experts (ties to the lower index), zero
+// elsewhere.
+void choose_experts(const MlpDesc& mlp, float* logits);
+
 // dst <- norm(src), row by row; dst may be src.
 void apply_norm(const NormDesc& norm, const NormWeight& weight, MatrixView<const float> src,
                 MatrixView<float> dst);
