@@ -68,6 +68,7 @@ class HeadTap final : public LayerTap {
 };
 
 Status fit_layer(size_t layer, HeadTap& tap, const KvRecipe& recipe, KvTableSet& set) {
+  if (!recipe.has_tables()) return {};
   for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
     const KvCodec& codec = side == KvSide::kKeys ? *recipe.keys : *recipe.values;
     if (codec.tables() != KvTables::kOfModel) continue;
@@ -80,14 +81,14 @@ Status fit_layer(size_t layer, HeadTap& tap, const KvRecipe& recipe, KvTableSet&
 }  // namespace
 
 Result<KvTableSet> fit_kv_tables(const ModelFiles& files, const Corpus& corpus,
-                                 std::span<const KvRecipe> recipes,
+                                 std::span<const KvCacheRecipe> recipes,
                                  const std::function<bool(double)>& proceed) {
   const ModelDesc& model = files.desc();
   int64_t n_sinks = 0;
-  for (const KvRecipe& recipe : recipes) {
-    if (!recipe.is_coded()) return usage_error("{} has no tables", recipe.text);
-    for (const LayerDesc& layer : model.layers) QUERN_TRY(recipe.check(layer.attention.d_head));
-    n_sinks = std::max(n_sinks, recipe.sinks);
+  for (const KvCacheRecipe& recipe : recipes) {
+    QUERN_TRY(recipe.check(model));
+    if (!recipe.has_tables()) return usage_error("{} has no tables", recipe.text);
+    for (const auto& kept : recipe.all()) n_sinks = std::max(n_sinks, kept->sinks);
   }
   QUERN_ASSIGN(const EndWeights ends, files.ends());
   std::vector<Matrix<float>> streams;
@@ -113,7 +114,7 @@ Result<KvTableSet> fit_kv_tables(const ModelFiles& files, const Corpus& corpus,
       const SequenceRows rows{&kv, 0, h.rows, h.rows};
       forward_layer({&model, &rope, static_cast<int>(i)}, weights, {&rows, 1}, h, &tap);
     }
-    for (const KvRecipe& recipe : recipes) QUERN_TRY(fit_layer(i, tap, recipe, set));
+    for (const KvCacheRecipe& recipe : recipes) QUERN_TRY(fit_layer(i, tap, *recipe.of(i), set));
   }
   return set;
 }

@@ -7,7 +7,7 @@
 #include <span>
 
 #include "calib/corpus.h"
-#include "kvcache/kv_recipe.h"
+#include "kvcache/kv_cache_recipe.h"
 #include "kvcache/kv_tables.h"
 #include "model/model_files.h"
 
@@ -16,7 +16,7 @@ namespace quern {
 // Of every codec in `recipes` that has tables. The first positions that a recipe keeps as sinks are
 // not looked at. `proceed` is asked between samples with the share done; false cancels.
 Result<KvTableSet> fit_kv_tables(const ModelFiles& files, const Corpus& corpus,
-                                 std::span<const KvRecipe> recipes,
+                                 std::span<const KvCacheRecipe> recipes,
                                  const std::function<bool(double)>& proceed);
 
 }  // namespace quern

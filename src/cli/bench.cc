@@ -13,7 +13,7 @@ namespace quern::cli {
 namespace {
 
 struct BenchOptions {
-  std::string model, shape, transform;
+  std::string model, shape, transform, kv_calibration;
   SyntheticOptions synthetic;
   SpeedOptions speed;
   bool roofline = false, json = false;
@@ -186,7 +186,7 @@ void print_text(const Json& json) {
       online("generated_online_share"));
 }
 
-Status run_bench(const BenchOptions& o) {
+Status run_bench(BenchOptions o) {
   ProgressBar bar(o.json);
   const auto proceed = [&](double done, std::string_view what) {
     bar.show(done, std::string(what));
@@ -206,9 +206,13 @@ Status run_bench(const BenchOptions& o) {
   }
   if (!o.shape.empty()) bar.show(0, "build " + o.shape);
   QUERN_ASSIGN(const auto model, open_or_make(o));
-  SpeedOptions options = o.speed;
-  options.proceed = proceed;
-  QUERN_ASSIGN(const SpeedResult speed, measure_speed(*model, options));
+  if (o.speed.kv.mix && !o.shape.empty()) {
+    return usage_error("bench: {} is planned for a MODEL, not for a shape", o.speed.kv.text);
+  }
+  QUERN_TRY(
+      plan_cache(*model, o.kv_calibration, o.json ? Output::kQuiet : Output::kText, o.speed.kv));
+  o.speed.proceed = proceed;
+  QUERN_ASSIGN(const SpeedResult speed, measure_speed(*model, o.speed));
   bar.clear();
   Json json = to_json(o, *model, speed);
   if (o.roofline) add_shares(o, *model, speed, roofline, json);
@@ -252,7 +256,7 @@ Action declare_bench(CLI::App& app) {
       ->check(CLI::Range(1, 1000));
   app.add_option("-s,--seed", o->speed.seed, "seed of the random prompt");
   add_activations(app, o->synthetic.activations);
-  add_kv(app, o->synthetic.activations, o->speed.kv);
+  add_kv(app, o->synthetic.activations, o->speed.kv, o->kv_calibration);
   add_threads(app);
   add_json(app, o->json);
   app.footer(

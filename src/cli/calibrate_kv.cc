@@ -18,9 +18,9 @@ struct CalibrateOptions {
 };
 
 Status calibrate(const CalibrateOptions& o) {
-  std::vector<KvRecipe> recipes;
+  std::vector<KvCacheRecipe> recipes;
   for (const std::string& text : split_texts(o.caches)) {
-    QUERN_ASSIGN(KvRecipe recipe, KvRecipe::parse(text));
+    QUERN_ASSIGN(KvCacheRecipe recipe, KvCacheRecipe::parse(text));
     if (!recipe.has_tables()) return usage_error("{} needs no tables", text);
     recipes.push_back(std::move(recipe));
   }

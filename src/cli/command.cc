@@ -68,20 +68,24 @@ void add_json(CLI::App& app, bool& json) {
   app.add_flag("--json", json, "machine-readable output");
 }
 
-KvRecipe usual_kv(Activations activations) {
+KvCacheRecipe usual_kv(Activations activations) {
   return KvRecipe::plain(activations == Activations::kExact ? DType::kF16 : DType::kBF16);
 }
 
-void add_kv(CLI::App& app, const Activations& activations, KvRecipe& kv) {
+void add_kv(CLI::App& app, const Activations& activations, KvCacheRecipe& kv,
+            std::string& calibration) {
   const auto parse = [&kv](const std::string& text) {
-    auto recipe = KvRecipe::parse(text);
+    auto recipe = KvCacheRecipe::parse(text);
     if (!recipe) throw CLI::ValidationError("--kv", recipe.error().message);
     kv = *std::move(recipe);
   };
   const CLI::Option* option = app.add_option_function<std::string>(
       "--kv,--cache-type", parse,
-      "how keys and values are kept: bf16, f16, f32, q8, q4, kivi-2bit, ..., or kv(k=int(4), "
-      "v=int(4)); default: bf16, with --activations exact f16");
+      "how keys and values are kept: bf16, f16, f32, q8, q4, kivi-2bit, ..., kv(k=int(4), "
+      "v=int(4)), or auto:2.5, the best within so many bits; default: bf16, with --activations "
+      "exact f16");
+  app.add_option("--kv-calibration", calibration,
+                 "text file that auto measures on; default: text drawn from the model");
   app.parse_complete_callback([option, &activations, &kv] {
     if (option->count() == 0) kv = usual_kv(activations);
   });

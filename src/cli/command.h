@@ -39,8 +39,14 @@ void add_model(CLI::App& app, std::string& model);              // positional or
 void add_threads(CLI::App& app);                                // -t, applied by parsing
 void add_activations(CLI::App& app, Activations& activations);  // --activations, int8 unless given
 void add_json(CLI::App& app, bool& json);
-KvRecipe usual_kv(Activations activations);  // bfloat16 beside 8-bit activations, else halves
-void add_kv(CLI::App& app, const Activations& activations, KvRecipe& kv);  // --kv
+KvCacheRecipe usual_kv(Activations activations);  // bfloat16 beside 8-bit activations, else halves
+// --kv, and --kv-calibration for a cache that is to be planned
+void add_kv(CLI::App& app, const Activations& activations, KvCacheRecipe& kv,
+            std::string& calibration);
+// Plans a cache that leaves its layers to a planner, and shows the plan (cli/plan_cache.cc).
+enum class Output : uint8_t { kText, kQuiet };
+Status plan_cache(const Model& model, const std::string& calibration, Output output,
+                  KvCacheRecipe& kv);
 // --text, --ctx, --windows, --protocol
 void add_evaluation(CLI::App& app, std::string& text, EvalOptions& options);
 

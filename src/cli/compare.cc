@@ -28,7 +28,7 @@ namespace quern::cli {
 namespace {
 
 struct CompareOptions {
-  std::string model, recipes, text, work, prompt;
+  std::string model, recipes, text, work, prompt, kv_calibration;
   CompressOptions compress;
   EvalOptions eval;
   SpeedOptions speed;
@@ -168,7 +168,7 @@ Status measure_tasks(const CompareOptions& o, const Models& models, const Tokeni
     std::optional<TaskResult> base;  // of the original, with a plain cache
     for (size_t i = 0; i < rows.size(); ++i) {
       const std::string label = fmt::format("{}: {}", task.name, rows[i].recipe);
-      const KvRecipe kv = i == 0 ? KvRecipe() : o.eval.kv;
+      const KvCacheRecipe kv = i == 0 ? KvCacheRecipe() : o.eval.kv;
       QUERN_ASSIGN(TaskResult result,
                    run_task(*models[i], tokenizer, task, kv, o.tasks.bos, label, bar));
       rows[i].tasks.push_back(task_json(task, result, base ? &*base : nullptr));
@@ -361,6 +361,8 @@ Status run_compare(CompareOptions o) {
   QUERN_ASSIGN(const std::vector<Task> tasks, read_tasks(o.tasks));
   QUERN_ASSIGN(const std::string text, evaluation_text(o.text));
   QUERN_ASSIGN(const auto base, Model::open(o.model));
+  QUERN_TRY(plan_cache(*base, o.kv_calibration, o.is_quiet() ? Output::kQuiet : Output::kText,
+                       o.eval.kv));
   QUERN_TRY(base->make_cache(1, o.eval.kv));
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o.model));
   o.eval.n_ctx = std::min(o.eval.n_ctx, base->desc().n_context);
@@ -429,7 +431,7 @@ Action declare_compare(CLI::App& app) {
   app.add_flag("--csv", o->csv, "comma-separated output");
   app.add_flag("--markdown", o->markdown, "output as a page of Markdown");
   add_activations(app, o->activations);
-  add_kv(app, o->activations, o->eval.kv);
+  add_kv(app, o->activations, o->eval.kv, o->kv_calibration);
   add_threads(app);
   add_json(app, o->json);
   app.footer(

@@ -62,8 +62,9 @@ void print_task(const Task& task, const TaskResult& result, const TaskResult* ba
              paired.p_value < 0.05 ? "a difference" : "no more than chance");
 }
 
-Status run_tasks(const std::string& path, const Model& model, const Model* base, const KvRecipe& kv,
-                 const TaskRequestOptions& o, const std::string& answers, bool json) {
+Status run_tasks(const std::string& path, const Model& model, const Model* base,
+                 const KvCacheRecipe& kv, const TaskRequestOptions& o, const std::string& answers,
+                 bool json) {
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(path));
   QUERN_ASSIGN(const std::vector<Task> tasks, read_tasks(o));
   ProgressBar bar(json);
@@ -172,7 +173,7 @@ struct EvalCommand {
   BaselineOptions baseline;
   int64_t n_samples = 0;
   Activations activations{};
-  std::string caches;
+  std::string caches, kv_calibration;
   bool json = false, csv = false;
 };
 
@@ -219,9 +220,8 @@ Status run_text(const EvalCommand& o, const Model& model, const Model* base,
     json["protocol"] = protocol_name(options.protocol);
     json["ctx"] = options.n_ctx;
     json["kv"] = options.kv.text;
-    json["kv_bits"] = options.kv.bits(model.desc().layers[0].attention.d_head);
-    json["kv_held_bits"] =
-        options.kv.held_bits(model.desc().layers[0].attention.d_head, options.n_ctx);
+    json["kv_bits"] = options.kv.bits(model.desc());
+    json["kv_held_bits"] = options.kv.held_bits(model.desc(), options.n_ctx);
     json["text"] = o.text.empty() ? "bundled" : valid_utf8(o.text);
     if (shared) json["calibration_overlap"] = *shared;
     if (baseline) json["baseline"] = {{"model", baseline->model()}, {"name", baseline->name()}};
@@ -241,7 +241,15 @@ Status run_caches(const EvalCommand& o, const Model& model, const std::string& t
   const CacheTable table = o.json  ? CacheTable::kJson
                            : o.csv ? CacheTable::kCsv
                                    : CacheTable::kText;
-  return eval_caches(model, tokenizer->tokenize(text), split_texts(o.caches), options, table);
+  std::vector<NamedCache> caches;
+  for (const std::string& name : split_texts(o.caches)) {  // all are checked before any work
+    QUERN_ASSIGN(KvCacheRecipe recipe, KvCacheRecipe::parse(name));
+    QUERN_TRY(plan_cache(model, o.kv_calibration,
+                         table == CacheTable::kText ? Output::kText : Output::kQuiet, recipe));
+    QUERN_TRY(model.make_cache(1, recipe));
+    caches.push_back({name, std::move(recipe)});
+  }
+  return eval_caches(model, tokenizer->tokenize(text), caches, options, table);
 }
 
 Status run_eval(EvalCommand o) {
@@ -251,6 +259,8 @@ Status run_eval(EvalCommand o) {
   if (!o.base.empty()) {
     QUERN_ASSIGN(base, Model::open(o.base));
   }
+  QUERN_TRY(plan_cache(*model, o.kv_calibration, o.json || o.csv ? Output::kQuiet : Output::kText,
+                       o.eval.kv));
   if (!o.tasks.files.empty())
     return run_tasks(o.model, *model, base.get(), o.eval.kv, o.tasks, o.answers, o.json);
   QUERN_ASSIGN(const std::string text, evaluation_text(o.text));
@@ -278,7 +288,7 @@ Action declare_eval(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 16));
   add_baseline(app, o->baseline);
   add_activations(app, o->activations);
-  add_kv(app, o->activations, o->eval.kv);
+  add_kv(app, o->activations, o->eval.kv, o->kv_calibration);
   app.add_option("--caches", o->caches,
                  "several caches, separated by semicolons: a table of what each costs");
   app.add_flag("--csv", o->csv, "of --caches: as comma-separated values");

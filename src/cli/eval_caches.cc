@@ -7,7 +7,7 @@ namespace quern::cli {
 namespace {
 
 struct Row {
-  std::string cache;
+  std::string cache, recipe;
   double bits = 0, held_bits = 0;  // of a number in pages; of all that the context holds
   EvalResult result;
 };
@@ -32,6 +32,7 @@ void print_rows(const std::vector<Row>& rows, CacheTable table) {
     }
     list.push_back(to_json(r));
     list.back()["kv"] = row.cache;
+    list.back()["kv_recipe"] = row.recipe;
     list.back()["kv_bits"] = row.bits;
     list.back()["kv_held_bits"] = row.held_bits;
   }
@@ -41,28 +42,21 @@ void print_rows(const std::vector<Row>& rows, CacheTable table) {
 }  // namespace
 
 Status eval_caches(const Model& model, const std::vector<Token>& text,
-                   const std::vector<std::string>& caches, const EvalOptions& options,
+                   const std::vector<NamedCache>& caches, const EvalOptions& options,
                    CacheTable table) {
-  std::vector<KvRecipe> recipes;
-  for (const std::string& cache : caches) {  // all are checked before any work
-    QUERN_ASSIGN(KvRecipe recipe, KvRecipe::parse(cache));
-    QUERN_TRY(model.make_cache(1, recipe));
-    recipes.push_back(std::move(recipe));
-  }
-  const int64_t d_head = model.desc().layers[0].attention.d_head;
   ProgressBar bar(table != CacheTable::kText);
   std::vector<Row> rows;
-  for (const KvRecipe& cache : recipes) {
+  for (const NamedCache& cache : caches) {
     EvalOptions one = options;
-    one.kv = cache;
+    one.kv = cache.recipe;
     one.proceed = [&](double done) {
       const auto before = static_cast<double>(rows.size());
-      bar.show((before + done) / static_cast<double>(caches.size()), cache.text);
+      bar.show((before + done) / static_cast<double>(caches.size()), cache.name);
       return !interrupted();
     };
     QUERN_ASSIGN(EvalResult result, evaluate(model, &model, text, one));
-    rows.push_back({caches[rows.size()], cache.bits(d_head), cache.held_bits(d_head, options.n_ctx),
-                    std::move(result)});
+    rows.push_back({cache.name, cache.recipe.text, cache.recipe.bits(model.desc()),
+                    cache.recipe.held_bits(model.desc(), options.n_ctx), std::move(result)});
   }
   bar.clear();
   print_rows(rows, table);

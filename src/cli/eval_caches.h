@@ -11,8 +11,12 @@ namespace quern::cli {
 
 // Prints what each cache costs: as lines of CSV, as JSON, or as a table.
 enum class CacheTable : uint8_t { kText, kCsv, kJson };
+struct NamedCache {
+  std::string name;
+  KvCacheRecipe recipe;
+};
 Status eval_caches(const Model& model, const std::vector<Token>& text,
-                   const std::vector<std::string>& caches, const EvalOptions& options,
+                   const std::vector<NamedCache>& caches, const EvalOptions& options,
                    CacheTable table);
 
 }  // namespace quern::cli

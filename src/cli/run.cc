@@ -20,7 +20,7 @@ struct RunOptions {
   GenerateOptions generate;
   int64_t n_ctx = 0;
   Activations activations{};
-  std::string prompt_cache;
+  std::string prompt_cache, kv_calibration;
   bool prompt_cache_ro = false;
   bool no_bos = false;
   bool json = false;
@@ -50,6 +50,8 @@ Status generate_text(const RunOptions& o) {
   std::vector<Token> ids = tokenizer->tokenize(prompt);
   if (!o.no_bos && model->desc().bos >= 0) ids.insert(ids.begin(), model->desc().bos);
   GenerateOptions options = o.generate;
+  QUERN_TRY(
+      plan_cache(*model, o.kv_calibration, o.json ? Output::kQuiet : Output::kText, options.kv));
   std::optional<PromptCache> saved;
   if (!o.prompt_cache_ro) options.save_as = o.prompt_cache;
   if (!o.prompt_cache.empty() && (o.prompt_cache_ro || std::filesystem::exists(o.prompt_cache))) {
@@ -80,6 +82,7 @@ Status generate_text(const RunOptions& o) {
                        {"text", text},
                        {"tokens", result.tokens},
                        {"stop", result.stop_reason},
+                       {"kv", options.kv.text},
                        {"prompt_tokens", ids.size()},
                        {"cached_tokens", result.n_reused},
                        {"prompt_tokens_per_second", result.prompt_tokens_per_second},
@@ -105,7 +108,7 @@ Action declare_run(CLI::App& app) {
       ->check(CLI::Range(0, 1 << 30));
   app.add_option("-c,--ctx-size", o->n_ctx, "context; 0: from the model")
       ->check(CLI::Range(0, 1 << 30));
-  add_kv(app, o->activations, o->generate.kv);
+  add_kv(app, o->activations, o->generate.kv, o->kv_calibration);
   app.add_option("--prompt-cache", o->prompt_cache,
                  "file that keeps the cache of the prompt for the next run; without a prompt, the "
                  "text to continue");

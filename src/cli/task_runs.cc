@@ -43,7 +43,7 @@ Result<std::vector<Task>> read_tasks(const TaskRequestOptions& o) {
 }
 
 Result<TaskResult> run_task(const Model& model, const Tokenizer& tokenizer, const Task& task,
-                            const KvRecipe& kv, bool bos, const std::string& label,
+                            const KvCacheRecipe& kv, bool bos, const std::string& label,
                             ProgressBar& bar) {
   const TaskOptions options{bos, kv, [&](double done) {
                               bar.show(done, label);

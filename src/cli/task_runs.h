@@ -24,7 +24,7 @@ Result<std::vector<Task>> read_tasks(const TaskRequestOptions& o);
 
 // `label` stands beside the bar.
 Result<TaskResult> run_task(const Model& model, const Tokenizer& tokenizer, const Task& task,
-                            const KvRecipe& kv, bool bos, const std::string& label,
+                            const KvCacheRecipe& kv, bool bos, const std::string& label,
                             ProgressBar& bar);
 
 // Keys as docs/evaluation.md lists them; with `base`, those of the paired comparison too.

@@ -80,7 +80,7 @@ Result<std::vector<Window>> cut(const ModelDesc& model, std::span<const Token> t
 // What a model makes of one window, a chunk of positions at a time.
 class WindowRun {
  public:
-  WindowRun(const Model& model, const KvRecipe& kv) : model_(model), kv_(kv) {}
+  WindowRun(const Model& model, const KvCacheRecipe& kv) : model_(model), kv_(kv) {}
 
   Status forward(const Window& window) {
     const auto n = static_cast<int64_t>(window.input.size());
@@ -111,7 +111,7 @@ class WindowRun {
 
  private:
   const Model& model_;
-  KvRecipe kv_;
+  KvCacheRecipe kv_;
   Matrix<float> hidden_, logits_;
   double seconds_ = 0;
 };
@@ -194,7 +194,7 @@ class Evaluation {
         is_plain_(options.kv.is_plain()),
         scores_(models.size()) {
     for (const Model* model : models) runs_.emplace_back(*model, options.kv);
-    if (base != nullptr) base_run_.emplace(*base, KvRecipe());
+    if (base != nullptr) base_run_.emplace(*base, KvCacheRecipe());
   }
 
   Status add(const Window& window) {

@@ -28,7 +28,7 @@ struct EvalOptions {
   Protocol protocol = Protocol::kBosWindows;
   int64_t n_ctx = 1024;
   int64_t max_windows = 0;  // 0: the whole text
-  KvRecipe kv;              // of the evaluated models' caches; the base has halves
+  KvCacheRecipe kv;         // of the evaluated models' caches; the base has halves
   // In the place of a base: what was kept of one. Refused where it is of another text or protocol,
   // or of another model than the one the evaluated model says it was made from.
   const Baseline* baseline = nullptr;

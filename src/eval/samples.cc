@@ -11,7 +11,7 @@ namespace {
 
 Result<std::vector<Token>> greedy(const Model& model, const Tokenizer& tokenizer,
                                   const std::vector<Token>& prompt, int64_t n_predict,
-                                  const KvRecipe& kv) {
+                                  const KvCacheRecipe& kv) {
   GenerateOptions options;
   options.n_predict = n_predict;
   options.ignore_eos = true;

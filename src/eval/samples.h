@@ -17,7 +17,7 @@ struct SampleOptions {
   int64_t n_samples = 8;
   int64_t n_prompt = 32;   // tokens of a prompt, BOS before them if the model has one
   int64_t n_predict = 64;  // tokens that follow, past any end of text
-  KvRecipe kv;             // of the model's caches; the base has halves
+  KvCacheRecipe kv;        // of the model's caches; the base has halves
   // Asked between samples with the share done; false cancels.
   std::function<bool(double)> proceed = [](double) { return true; };
 };

@@ -17,7 +17,7 @@ struct SpeedOptions {
   int64_t n_generate = 64;  // steps; each gives one token of every sequence
   int64_t n_sequences = 1;  // decoded at once
   int repetitions = 3;
-  KvRecipe kv;
+  KvCacheRecipe kv;
   uint64_t seed = 0;  // of the random prompt
   // Told what is done and the share of all, between steps; false cancels.
   std::function<bool(double, std::string_view)> proceed = [](double, std::string_view) {

@@ -34,7 +34,7 @@ struct Likelihood {
 
 class Answerer {
  public:
-  Answerer(const Model& model, const KvRecipe& kv) : model_(model), kv_(kv) {}
+  Answerer(const Model& model, const KvCacheRecipe& kv) : model_(model), kv_(kv) {}
 
   // Continuations of one context.
   Status answer(std::span<const Token> context,
@@ -100,7 +100,7 @@ class Answerer {
   }
 
   const Model& model_;
-  KvRecipe kv_;
+  KvCacheRecipe kv_;
 };
 
 // The first of the largest.

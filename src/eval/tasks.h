@@ -19,7 +19,7 @@ namespace quern {
 
 struct TaskOptions {
   bool bos = false;  // before every context
-  KvRecipe kv;
+  KvCacheRecipe kv;
   // Asked between items with the share done; false cancels.
   std::function<bool(double)> proceed = [](double) { return true; };
 };

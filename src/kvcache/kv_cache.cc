@@ -272,9 +272,11 @@ KvOperand LayerKv::Exact::values(int64_t block, const KvScratch& scratch) const 
   return stored(block).values(0, scratch);
 }
 
-KvCache::KvCache(const std::vector<KvShape>& layers, int64_t capacity, const KvRecipe& recipe)
-    : recipe_(std::make_shared<const KvRecipe>(recipe)), capacity_(capacity) {
-  for (const KvShape& shape : layers) layers_.emplace_back(shape, capacity, recipe_);
+KvCache::KvCache(const std::vector<KvShape>& layers, int64_t capacity, const KvCacheRecipe& recipe)
+    : recipe_(std::make_shared<const KvCacheRecipe>(recipe)), capacity_(capacity) {
+  for (size_t i = 0; i < layers.size(); ++i) {
+    layers_.emplace_back(layers[i], capacity, recipe.of(i));
+  }
 }
 
 KvCache KvCache::copy() const {

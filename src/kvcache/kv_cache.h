@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Keys and values of one sequence, one store per layer, as a KvRecipe says: pages of codes, and the
-// newest positions as halves or floats. Keys are stored as attention reads them, after RoPE. A copy
-// shares all of it until one of the two writes. Under a policy of eviction positions lie in slots,
-// without one slot and position are the same.
+// Keys and values of one sequence, one store per layer, as its KvRecipe says: pages of codes, and
+// the newest positions as halves or floats. Keys are stored as attention reads them, after RoPE. A
+// copy shares all of it until one of the two writes. Under a policy of eviction positions lie in
+// slots, without one slot and position are the same.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,8 @@
 #include "kernels/attention.h"
 #include "kernels/hadamard.h"
 #include "kvcache/kv_blocks.h"
+#include "kvcache/kv_cache_recipe.h"
 #include "kvcache/kv_layer_state.h"
-#include "kvcache/kv_recipe.h"
 #include "kvcache/kv_rope.h"
 #include "kvcache/kv_sinks.h"
 #include "kvcache/kv_slots.h"
@@ -189,7 +189,7 @@ class LayerKv {
 
 class KvCache {
  public:
-  KvCache(const std::vector<KvShape>& layers, int64_t capacity, const KvRecipe& recipe);
+  KvCache(const std::vector<KvShape>& layers, int64_t capacity, const KvCacheRecipe& recipe);
   KvCache(KvCache&&) = default;
   KvCache& operator=(KvCache&&) = default;
   // Another cache of the same sequence so far. Both share what they hold until one of them writes:
@@ -199,7 +199,7 @@ class KvCache {
   KvCache copy() const;
   int64_t capacity() const { return capacity_; }
   int64_t length() const { return length_; }
-  const KvRecipe& recipe() const { return *recipe_; }
+  const KvCacheRecipe& recipe() const { return *recipe_; }
   size_t n_layers() const { return layers_.size(); }
   LayerKv& layer(size_t i) { return layers_[i]; }
   const LayerKv& layer(size_t i) const { return layers_[i]; }
@@ -212,7 +212,7 @@ class KvCache {
  private:
   friend size_t kv_bytes(std::span<const KvCache> caches);
   KvCache(const KvCache&) = default;
-  std::shared_ptr<const KvRecipe> recipe_;
+  std::shared_ptr<const KvCacheRecipe> recipe_;
   std::vector<LayerKv> layers_;
   int64_t capacity_, length_ = 0;
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a cache keeps keys and values: what a user names by `--kv`.
+// How the cache of a layer keeps keys and values; of all layers: kvcache/kv_cache_recipe.h.
 //
 //   bf16 | f16 | f32 | name of a preset
 //   kv(k=CODEC, v=CODEC, window=N, sinks=N, rope=stored|read, rotate=true|false, evict=POLICY)

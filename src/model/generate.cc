@@ -30,7 +30,7 @@ Status prefill(const Model& model, KvCache& cache, std::span<const Token> prompt
 // Brings the cache to where it shares the longest beginning with the prompt; how many tokens that
 // are. If it is all of the prompt, hidden gets the row of its last token.
 Result<int64_t> reuse(const Model& model, const PromptCache& saved, std::span<const Token> prompt,
-                      const KvRecipe& kv, KvCache& cache, Matrix<float>& hidden) {
+                      const KvCacheRecipe& kv, KvCache& cache, Matrix<float>& hidden) {
   const std::span<const Token> old = saved.tokens();
   const auto differs = std::mismatch(old.begin(), old.end(), prompt.begin(), prompt.end()).first;
   const auto n_old = static_cast<int64_t>(old.size());
@@ -40,7 +40,10 @@ Result<int64_t> reuse(const Model& model, const PromptCache& saved, std::span<co
   QUERN_TRY(saved.load(model, cache, {hidden.data(), static_cast<size_t>(hidden.cols())}));
   const auto n_prompt = static_cast<int64_t>(prompt.size());
   // What a prompt's end decided does not hold for a longer one.
-  const bool is_final = kv.policy != nullptr && kv.policy->n_prompt_queries() > 0;
+  bool is_final = false;
+  for (const auto& kept : kv.all()) {
+    is_final = is_final || (kept->policy != nullptr && kept->policy->n_prompt_queries() > 0);
+  }
   if (n == n_old && (n == n_prompt || !is_final)) return n;
   if (n == n_prompt) --n;  // the row of its last token is not there
   if (!is_final && cache.truncate(n)) return n;

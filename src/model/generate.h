@@ -18,7 +18,7 @@ struct GenerateOptions {
   int64_t n_predict = 128;
   int64_t n_ctx = 0;              // room for prompt and generated tokens; 0: the model's context
   int64_t n_batch = 512;          // prompt tokens run together; the text does not depend on it
-  KvRecipe kv;                    // of the cache
+  KvCacheRecipe kv;               // of the cache
   std::vector<std::string> stop;  // generation ends before any of these
   bool ignore_eos = false;
   const PromptCache* saved = nullptr;  // what its tokens share with the prompt is not run again

@@ -74,32 +74,37 @@ const ModelFiles& Model::files() const {
   return *files_;
 }
 
-Status check_context(const ModelDesc& model, int64_t n, const KvRecipe& recipe) {
-  const KvPolicy* policy = recipe.policy.get();
-  if (policy != nullptr && policy->n_moving() > 0 && model.positions != PositionKind::kRope) {
-    return usage_error("{}: positions=cache is for models with rotary positions", policy->spec());
+Status check_context(const ModelDesc& model, int64_t n, const KvCacheRecipe& recipe) {
+  bool is_endless = model.positions == PositionKind::kRope;
+  for (size_t i = 0; i < model.layers.size(); ++i) {
+    const auto kept = recipe.of(i);
+    const KvPolicy* policy = kept->policy.get();
+    if (policy != nullptr && policy->n_moving() > 0 && model.positions != PositionKind::kRope) {
+      return usage_error("{}: positions=cache is for models with rotary positions", policy->spec());
+    }
+    is_endless = is_endless && policy != nullptr && policy->most_distance() <= model.n_context;
   }
-  const bool is_endless = model.positions == PositionKind::kRope && policy != nullptr &&
-                          policy->most_distance() <= model.n_context;
   if (n >= 1 && (n <= model.n_context || is_endless)) return {};
   return usage_error("context of {} tokens: the model was made for 1..{}", n, model.n_context);
 }
 
-Result<KvCache> Model::make_cache(int64_t capacity, const KvRecipe& recipe) const {
+Result<KvCache> Model::make_cache(int64_t capacity, const KvCacheRecipe& recipe) const {
+  QUERN_TRY(recipe.check(desc()));
   QUERN_TRY(check_context(desc(), capacity, recipe));
   std::vector<KvShape> shapes;
   for (const LayerDesc& layer : desc().layers) {
-    QUERN_TRY(recipe.check(layer.attention.d_head));
     shapes.push_back({layer.attention.n_kv_heads, layer.attention.d_head});
   }
-  if (recipe.codes_unturned) QUERN_TRY(add_ropes(capacity, shapes));
+  QUERN_TRY(add_ropes(capacity, recipe, shapes));
   if (recipe.has_tables()) QUERN_TRY(add_tables(recipe, shapes));
   return KvCache(shapes, capacity, recipe);
 }
 
 // Layers that turn alike share one.
-Status Model::add_ropes(int64_t capacity, std::vector<KvShape>& shapes) const {
+Status Model::add_ropes(int64_t capacity, const KvCacheRecipe& recipe,
+                        std::vector<KvShape>& shapes) const {
   for (size_t i = 0; i < shapes.size(); ++i) {
+    if (!recipe.of(i)->codes_unturned) continue;
     if (desc().positions != PositionKind::kRope || !parts_.layers[i].online.qk.empty()) {
       return usage_error("kv: rope=read is for models whose keys are last turned by RoPE");
     }
@@ -112,7 +117,7 @@ Status Model::add_ropes(int64_t capacity, std::vector<KvShape>& shapes) const {
   return {};
 }
 
-Status Model::add_tables(const KvRecipe& recipe, std::vector<KvShape>& shapes) const {
+Status Model::add_tables(const KvCacheRecipe& recipe, std::vector<KvShape>& shapes) const {
   if (files_ == nullptr)
     return usage_error("kv: {}: a model without files has no tables", recipe.text);
   const std::string path = kv_tables_path(files_->path());
@@ -128,14 +133,16 @@ Status Model::add_tables(const KvRecipe& recipe, std::vector<KvShape>& shapes) c
   }
   for (size_t i = 0; i < shapes.size(); ++i) {
     KvShape& shape = shapes[i];
+    const auto kept = recipe.of(i);
+    if (!kept->has_tables()) continue;
     const auto codecs = [&](KvSide side, const KvCodec& codec) {
       return set.codecs(i, {side, shape.n_kv_heads, shape.d_head}, codec);
     };
-    if (recipe.keys->tables() == KvTables::kOfModel) {
-      QUERN_ASSIGN(shape.keys, codecs(KvSide::kKeys, *recipe.keys));
+    if (kept->keys->tables() == KvTables::kOfModel) {
+      QUERN_ASSIGN(shape.keys, codecs(KvSide::kKeys, *kept->keys));
     }
-    if (recipe.values->tables() == KvTables::kOfModel) {
-      QUERN_ASSIGN(shape.values, codecs(KvSide::kValues, *recipe.values));
+    if (kept->values->tables() == KvTables::kOfModel) {
+      QUERN_ASSIGN(shape.values, codecs(KvSide::kValues, *kept->values));
     }
   }
   return {};

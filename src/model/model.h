@@ -31,12 +31,13 @@ class Model {
   static std::unique_ptr<Model> assemble(ModelParts parts);
 
   const ModelDesc& desc() const { return parts_.desc; }
+  const ModelParts& parts() const { return parts_; }
   // Of an opened model only.
   const ModelFiles& files() const;
 
   // Room for `capacity` positions; fails past the model's context, but where the cache keeps all
   // distances within it. Codecs that are fitted to the model find their tables at kv_tables_path.
-  Result<KvCache> make_cache(int64_t capacity, const KvRecipe& recipe = {}) const;
+  Result<KvCache> make_cache(int64_t capacity, const KvCacheRecipe& recipe = {}) const;
 
   // Runs the tokens as the next positions of the cache's sequence. hidden [ids.size(), d_model] is
   // what the head reads. Fails, with nothing stored, on an unknown id or a full cache.
@@ -67,8 +68,9 @@ class Model {
  private:
   Model() = default;
   void finish(MatrixView<float> hidden) const;
-  Status add_ropes(int64_t capacity, std::vector<KvShape>& shapes) const;
-  Status add_tables(const KvRecipe& recipe, std::vector<KvShape>& shapes) const;
+  Status add_ropes(int64_t capacity, const KvCacheRecipe& recipe,
+                   std::vector<KvShape>& shapes) const;
+  Status add_tables(const KvCacheRecipe& recipe, std::vector<KvShape>& shapes) const;
   std::unique_ptr<ModelFiles> files_;  // null if assembled; the parts may point into it
   ModelParts parts_;
   mutable SpentTime online_time_, attention_time_;
@@ -78,7 +80,7 @@ class Model {
 std::string kv_tables_path(const std::string& model);
 
 // Whether n positions go into a cache of this recipe.
-Status check_context(const ModelDesc& model, int64_t n, const KvRecipe& recipe);
+Status check_context(const ModelDesc& model, int64_t n, const KvCacheRecipe& recipe);
 
 // Fails on the first id that is not in the vocabulary; a tokenizer may belong to another model.
 Status check_ids(const ModelDesc& model, std::span<const Token> ids);

@@ -52,8 +52,7 @@ bool contains(std::string_view name, Role role) {
 }
 
 bool term_selects(const spec::WhereTerm& term, const WeightId& id) {
-  const bool is_of_these = term.last == 0 || (id.layer >= term.first && id.layer < term.last);
-  return is_of_these && contains(term.name == "layers" ? "all" : term.name, id.role);
+  return term.has_layer(id.layer) && contains(term.name == "layers" ? "all" : term.name, id.role);
 }
 
 bool selects(const std::vector<spec::WhereTerm>& where, const WeightId& id) {

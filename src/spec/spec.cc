@@ -13,7 +13,6 @@ constexpr int64_t kMaxLayer = 1'000'000;
 
 bool is_name_start(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
-// '-' joins the words of names such as quip-sharp-2bit only in recipe names, never in calls.
 bool is_name_char(char c) { return is_name_start(c) || is_digit(c); }
 
 class Parser {
@@ -91,6 +90,17 @@ class Parser {
     return std::string(text_.substr(begin, position_ - begin));
   }
 
+  // '-' joins the words of presets.
+  Result<std::string> call_name() {
+    const size_t begin = position_;
+    QUERN_TRY(name());
+    while (peek() == '-' && position_ + 1 < text_.size() && is_name_char(text_[position_ + 1])) {
+      ++position_;
+      while (is_name_char(peek())) ++position_;
+    }
+    return std::string(text_.substr(begin, position_ - begin));
+  }
+
   Result<Stage> stage() {
     Stage stage;
     QUERN_ASSIGN(stage.call, call(0));
@@ -109,7 +119,7 @@ class Parser {
     if (depth > kMaxDepth) return fail("calls are nested too deeply");
     skip_inner_space();
     Call call;
-    QUERN_ASSIGN(call.name, name());
+    QUERN_ASSIGN(call.name, call_name());
     skip_space();
     if (!take('(')) return call;
     skip_inner_space();

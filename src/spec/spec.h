@@ -2,7 +2,7 @@
 // The text form of everything a user can name: codecs, solvers, transforms, recipes.
 //
 //   recipe = stage { "|" stage }        stage = call [ "@" where ]
-//   call   = name [ "(" arg { "," arg } ")" ]
+//   call   = name [ "(" arg { "," arg } ")" ]; words of a name may be joined by '-'
 //   arg    = value | name "=" value     value = number | 2x8 | 2:4 | name { "+" name } | call
 //   where  = term { ("+" | "-") term }  term  = name | "layers[" first ":" last "]"
 //
@@ -47,6 +47,7 @@ struct WhereTerm {
   bool add = true;              // false: taken away
   std::string name;             // "attn", "down", "layers"
   int64_t first = 0, last = 0;  // name[first:last], of these layers, last exclusive; else 0, 0
+  bool has_layer(int64_t layer) const { return last == 0 || (layer >= first && layer < last); }
   bool operator==(const WhereTerm&) const = default;
 };
 

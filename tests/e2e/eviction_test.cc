@@ -68,7 +68,7 @@ TEST_P(Eviction, HowATextIsCutDoesNotShow) {
 
 TEST_P(Eviction, KeepsItsBudgetAndTheNewest) {
   KvCache kept = cache(GetParam());
-  const KvPolicy& policy = *kept.recipe().policy;
+  const KvPolicy& policy = *kept.layer(0).policy();
   int64_t decision = policy.next_decision(0);
   for (int64_t at = 0; at < kLength; ++at) {
     run(kept, at + 1, 1);

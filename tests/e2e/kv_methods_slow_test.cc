@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 
+#include "allocate/kv_plan.h"
 #include "base/file.h"
 #include "calib/kv_fit.h"
 #include "eval/evaluate.h"
@@ -32,12 +33,21 @@ class SlowKvMethods : public ::testing::Test {
                                      "wiki", {.n_samples = 8, .length = 1024});
   }
 
+  std::string planned(const std::string& text) {
+    KvPlanOptions options;
+    options.calibration = test::shared_path("data/calib/wiki.utf8");
+    options.folder = scratch_.path();
+    const auto plan = plan_kv(*model_, *KvCacheRecipe::parse(text)->mix, options);
+    EXPECT_TRUE(plan) << text;
+    return plan ? plan->recipe.text : "f16";
+  }
+
   // Divergence from halves.
   double kl(const std::string& text) {
     const auto known = known_.find(text);
     if (known != known_.end()) return known->second;
     EvalOptions options;
-    options.kv = *KvRecipe::parse(text);
+    options.kv = *KvCacheRecipe::parse(text);
     options.max_windows = 3;
     const auto result = evaluate(*model_, model_.get(), ids_, options);
     EXPECT_TRUE(result) << text << ": " << (result ? "" : result.error().message);
@@ -47,8 +57,8 @@ class SlowKvMethods : public ::testing::Test {
   }
 
   void calibrate(const std::vector<std::string>& texts) {
-    std::vector<KvRecipe> recipes;
-    for (const std::string& text : texts) recipes.push_back(*KvRecipe::parse(text));
+    std::vector<KvCacheRecipe> recipes;
+    for (const std::string& text : texts) recipes.push_back(*KvCacheRecipe::parse(text));
     const auto set =
         fit_kv_tables(model_->files(), calibration_, recipes, [](double) { return true; });
     ASSERT_TRUE(set && set->save(kv_tables_path(path_)));
@@ -103,6 +113,13 @@ TEST_F(SlowKvMethods, GearGainsFromEveryPart) {
   EXPECT_LT(kl("gear-l-2bit"), .95 * codes);
   EXPECT_LT(kl("gear-2bit"), .9 * kl("gear-l-2bit"));
   EXPECT_LT(kl("gear-4bit"), .5 * kl("gear-2bit"));
+}
+
+// KVTuner: layers differ, and so do keys and values.
+TEST_F(SlowKvMethods, APlanBeatsTheUniformCacheOfItsBits) {
+  EXPECT_LT(kl(planned("auto:2.25")), .85 * kl("lloyd-2bit"));
+  EXPECT_LT(kl(planned("auto:3.25")), .9 * kl("lloyd-3bit"));
+  EXPECT_LT(kl(planned("auto:4.25")), kl("lloyd-4bit"));
 }
 
 // DecoQuant at 4 bits; at 2 bits it does not.

@@ -30,7 +30,8 @@ constexpr const char* kRecipes[] = {
     "decoquant-4bit",
     "kv(k=deco(int(3)), v=deco(gear(int(3)), block=8), sinks=1, rope=read)",
     "kv(k=nuq(3), v=nuq(4, outliers=0), rope=read)",
-    "kv(k=int(3, per=channel), v=gear(int(3), rank=1), window=20, sinks=2, rope=read)"};
+    "kv(k=int(3, per=channel), v=gear(int(3), rank=1), window=20, sinks=2, rope=read)",
+    "kivi-2bit @ layers[0:1] | kvquant-2bit @ layers[2:3] | q4 @ layers[3:4]"};
 
 // The bundled model with tables of caches that are fitted to it; made once.
 const std::string& with_tables() {
@@ -38,9 +39,9 @@ const std::string& with_tables() {
   static const std::string path = [] {
     const std::string copy = folder / "tiny";
     std::filesystem::copy(kTiny, copy);
-    std::vector<KvRecipe> recipes;
+    std::vector<KvCacheRecipe> recipes;
     for (const char* text : kRecipes) {
-      KvRecipe recipe = *KvRecipe::parse(text);
+      KvCacheRecipe recipe = *KvCacheRecipe::parse(text);
       if (recipe.has_tables()) recipes.push_back(std::move(recipe));
     }
     Corpus corpus;
@@ -64,7 +65,7 @@ class CodedCache : public ::testing::TestWithParam<const char*> {
   }
 
   KvCache cache(std::string_view text, int64_t room = 300) const {
-    return *model_->make_cache(room, *KvRecipe::parse(text));
+    return *model_->make_cache(room, *KvCacheRecipe::parse(text));
   }
 
   // The hidden rows of all tokens, in calls of n.
@@ -149,13 +150,18 @@ INSTANTIATE_TEST_SUITE_P(Recipes, CodedCache, ::testing::ValuesIn(kRecipes));
 
 using PlainCache = CodedCache;
 
+TEST_F(PlainCache, LayersNamedOneByOneAreAllLayers) {
+  EXPECT_EQ(run(cache("q4 @ layers[0:2] | q4 @ layers[2:3] | q4"), 300), run(cache("q4"), 300));
+  EXPECT_EQ(run(cache("q8 @ all-all"), 300), run(cache("f16"), 300));
+}
+
 TEST_F(PlainCache, AWindowWiderThanTheTextCodesNothing) {
   EXPECT_EQ(run(cache("kv(k=int(2), v=int(2), window=300)"), 60), run(cache("f16"), 300));
 }
 
 TEST_F(PlainCache, TablesThatAreMissingOrOfAnotherModelAreAskedFor) {
   const auto refusal = [](const Model& model, const char* text) {
-    const auto cache = model.make_cache(10, *KvRecipe::parse(text));
+    const auto cache = model.make_cache(10, *KvCacheRecipe::parse(text));
     return cache ? std::string() : cache.error().message;
   };
   EXPECT_EQ(refusal(*model_, "kvquant-2bit"), "");
