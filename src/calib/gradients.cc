@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "base/parallel.h"
 #include "calib/streams.h"
 #include "eval/divergence.h"
 #include "kernels/kernels.h"
@@ -31,7 +30,10 @@ class Pass {
 
   Status run() {
     QUERN_TRY(check_differentiable(ends_));
-    for (const auto& sample : corpus_.samples) QUERN_TRY(check_ids(model_, sample));
+    for (const auto& sample : corpus_.samples) {
+      QUERN_TRY(check_ids(model_, sample));
+      QUERN_TRY(check_context(model_, static_cast<int64_t>(sample.size()), {}));
+    }
     for (Matrix<float>& d : gradients_) d = Matrix<float>(corpus_.n_tokens(), model_.d_model);
     QUERN_TRY(forward());
     QUERN_TRY(head());
@@ -163,25 +165,33 @@ class Pass {
   int64_t n_done_ = 0;                    // samples, once for each layer and pass
 };
 
-// x x^T [n, n]
-Matrix<float> token_products(MatrixView<const float> x) {
-  Matrix<float> k(x.rows, x.rows);
-  for_rows(k.view(), [&](int64_t i) {
-    kernels().dot_tile(x.row(i), x.stride, 1, x.data, x.stride, x.rows, x.cols, k.row(i), x.rows);
+// b b^T a, [n, n_a]. With G = dy^T x it makes G G^T = dy^T (x x^T dy) and G^T G = x^T (dy dy^T x)
+// without G.
+Matrix<float> across_tokens(MatrixView<const float> a, MatrixView<const float> b) {
+  Matrix<float> products(b.rows, b.rows), result(a.rows, a.cols);
+  for_rows(products.view(), [&](int64_t i) {
+    kernels().dot_tile(b.row(i), b.stride, 1, b.data, b.stride, b.rows, b.cols, products.row(i),
+                       b.rows);
   });
-  return k;
+  add_matmul(products.view(), a, result.view());
+  return result;
 }
 
-// sum[j] += (a^T K a)_jj
-void add_diagonal(MatrixView<const float> a, const Matrix<float>& k, std::vector<double>& sum) {
-  Matrix<float> ka(a.rows, a.cols);
-  add_matmul(k.view(), a, ka.view());
+// sum[j] += (a^T b b^T a)_jj
+void add_diagonal(MatrixView<const float> a, MatrixView<const float> b, std::vector<double>& sum) {
+  const Matrix<float> across = across_tokens(a, b);
   sum.resize(static_cast<size_t>(a.cols));
   for (int64_t i = 0; i < a.rows; ++i) {
     for (int64_t j = 0; j < a.cols; ++j) {
-      sum[static_cast<size_t>(j)] += static_cast<double>(a(i, j)) * ka(i, j);
+      sum[static_cast<size_t>(j)] += static_cast<double>(a(i, j)) * across(i, j);
     }
   }
+}
+
+// sum += a^T b b^T a
+void add_gram(MatrixView<const float> a, MatrixView<const float> b, Matrix<double>& sum) {
+  if (sum.empty()) sum = Matrix<double>(a.cols, a.cols);
+  accumulate_product(a, across_tokens(a, b).view(), sum.view());
 }
 
 }  // namespace
@@ -203,10 +213,14 @@ void add_squares(MatrixView<const float> x, MatrixView<const float> dy, MatrixVi
   });
 }
 
-// |G|^2 along a row r is sum_st dy_sr (x_s x_t) dy_tr, and along a column the same of x and dy.
 void GradientMargins::add(MatrixView<const float> x, MatrixView<const float> dy) {
-  add_diagonal(dy, token_products(x), rows);
-  add_diagonal(x, token_products(dy), columns);
+  add_diagonal(dy, x, rows);
+  add_diagonal(x, dy, columns);
+}
+
+void GradientGrams::add(MatrixView<const float> x, MatrixView<const float> dy) {
+  add_gram(x, dy, input);
+  add_gram(dy, x, output);
 }
 
 SquaredGradients::SquaredGradients(const Corpus& corpus, const GradientOptions& options, Done done)

@@ -63,9 +63,18 @@ Status visit_gradients(const ModelDesc& model, const EndWeights& ends, const Loa
 // they foretell half of what `v` costs (SlowGradients, docs/allocation.md).
 void add_squares(MatrixView<const float> x, MatrixView<const float> dy, MatrixView<float> sum);
 
-// Their sums along rows and columns, without a matrix [n_out, n_in] in memory.
+// Sums of these along rows and columns, without a matrix [n_out, n_in] in memory.
 struct GradientMargins {
   std::vector<double> rows, columns;  // [n_out], [n_in]; empty: nothing was added
+  void add(MatrixView<const float> x, MatrixView<const float> dy);
+};
+
+// G^T G and G G^T, of which margins are the diagonals: the Hessians of inputs and of outputs that
+// solvers take (YAQA, arXiv 2505.22988, sketch B). They also hold for errors that hang together, as
+// feedback leaves them. Summed over samples and draws, with n their tokens,
+//   KL per token of E = 1/2 tr(output E input E^T) / (tr(input) n)
+struct GradientGrams {
+  Matrix<double> input, output;  // [n_in, n_in], [n_out, n_out]; empty: nothing was added
   void add(MatrixView<const float> x, MatrixView<const float> dy);
 };
 

@@ -322,25 +322,46 @@ TEST(Gradients, OfAFusedModelAreThoseOfTheOriginal) {
   }
 }
 
-TEST(Gradients, MarginsAreTheSumsOfSquares) {
+TEST(Gradients, MarginsAndGramsAreSumsOverSamples) {
   const Matrix<float> x = gaussian(37, 19, 1), dy = gaussian(37, 23, 2);
   Matrix<float> squares(23, 19);
+  Matrix<double> input(19, 19), output(23, 23);
   GradientMargins margins;
+  GradientGrams grams;
   for (const auto& [first, n] : {std::pair<int64_t, int64_t>{0, 20}, {20, 17}}) {
     const auto x_part = x.view().row_range(first, n), dy_part = dy.view().row_range(first, n);
     add_squares(x_part, dy_part, squares.view());
     margins.add(x_part, dy_part);
+    grams.add(x_part, dy_part);
+    Matrix<double> g(23, 19);
+    accumulate_product(dy_part, x_part, g.view());
+    for (int64_t r = 0; r < 23; ++r) {
+      for (int64_t c = 0; c < 19; ++c) {
+        for (int64_t k = 0; k < 19; ++k) input(k, c) += g(r, k) * g(r, c);
+        for (int64_t k = 0; k < 23; ++k) output(k, r) += g(k, c) * g(r, c);
+      }
+    }
   }
-  std::vector<double> columns(19, 0.0);
+  // Entries are float sums of 20 terms, of the size of the diagonal.
+  const auto expect_near = [](const Matrix<double>& a, const Matrix<double>& b) {
+    ASSERT_EQ(a.rows(), b.rows());
+    for (int64_t i = 0; i < a.rows(); ++i) {
+      for (int64_t j = 0; j < a.cols(); ++j) {
+        EXPECT_NEAR(a(i, j), b(i, j), 1e-5 * std::sqrt(b(i, i) * b(j, j)));
+      }
+    }
+  };
+  expect_near(grams.input, input);
+  expect_near(grams.output, output);
   for (int64_t i = 0; i < 23; ++i) {
     double row = 0;
-    for (int64_t j = 0; j < 19; ++j) {
-      row += squares(i, j);
-      columns[static_cast<size_t>(j)] += squares(i, j);
-    }
-    EXPECT_NEAR(margins.rows[static_cast<size_t>(i)], row, 1e-5 * row);  // float sums of 20 terms
+    for (int64_t j = 0; j < 19; ++j) row += squares(i, j);
+    EXPECT_NEAR(row, output(i, i), 1e-5 * row);
+    EXPECT_NEAR(margins.rows[static_cast<size_t>(i)], row, 1e-5 * row);
   }
-  for (size_t j = 0; j < 19; ++j) EXPECT_NEAR(margins.columns[j], columns[j], 1e-5 * columns[j]);
+  for (int64_t j = 0; j < 19; ++j) {
+    EXPECT_NEAR(margins.columns[static_cast<size_t>(j)], input(j, j), 1e-5 * input(j, j));
+  }
 }
 
 TEST(Gradients, SquaresAreMeansOverTokensAndDraws) {
@@ -392,6 +413,9 @@ TEST(Gradients, SayWhatTheyCannotDo) {
   Corpus unknown;
   unknown.samples = {{1, 100000}};
   EXPECT_FALSE(visit_gradients(model.desc(), model.ends, model.load(), unknown, {}, whole));
+  Corpus too_long;
+  too_long.samples.emplace_back(static_cast<size_t>(model.desc().n_context + 1), 1);
+  EXPECT_FALSE(visit_gradients(model.desc(), model.ends, model.load(), too_long, {}, whole));
 }
 
 }  // namespace
