@@ -22,6 +22,7 @@ uint64_t added(uint64_t a, int64_t b) {
 std::string curves_key(const Prepared& prepared, uint64_t seed, const std::string& calibration) {
   std::string basis;
   for (const auto& transform : prepared.recipe.transforms()) basis += transform->spec() + " | ";
+  if (prepared.recipe.mix()->sensitivity == Sensitivity::kGradients) basis += "gradients";
   return digest_of(fmt::format("{}|{}|{}|{}|{}", prepared.files->digest(), basis, calibration, seed,
                                QUERN_VERSION));
 }

@@ -6,7 +6,8 @@
 // all experts together), or an end of the model. Its KL under a code is
 //     kl(code) = probe_kl * loss(code) / loss(probe),
 // with loss the relative tr(E H E^T) of a sample of rows, and probe_kl the divergence of the
-// original from itself with this one unit coded by the probe, in nats per token. KL is quadratic in
+// original from itself with this one unit coded by the probe, in nats per token, measured or
+// foretold from gradients. KL is quadratic in
 // small errors and errors of different units are nearly uncorrelated, so that a plan's KL is the
 // sum over its units.
 #pragma once

@@ -5,7 +5,9 @@
 #include <chrono>
 #include <cmath>
 
+#include "allocate/foretell.h"
 #include "base/parallel.h"
+#include "calib/gradients.h"
 #include "calib/streams.h"
 #include "eval/divergence.h"
 #include "recipe/dense_tensors.h"
@@ -24,6 +26,8 @@ constexpr size_t kHessianBudget = size_t{2} << 30;  // bytes of Hessians of expe
 // What units are coded with to see what their errors do: fine enough for KL to be quadratic, coarse
 // enough to stand out from rounding.
 constexpr std::string_view kProbe = "ldlq(int(4, group=64))";
+// The same where gradients foretell: its errors are independent of each other.
+constexpr std::string_view kRoundingProbe = "rtn(int(4, group=64))";
 
 tl::unexpected<Error> cancelled() {
   return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
@@ -45,18 +49,6 @@ Result<CurvePoint> code_sample(const Solver& solver, const SolveInput& input) {
   QUERN_ASSIGN(const SolveReport report, solver.solve(input, codes));
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return CurvePoint{report.relative(), seconds / static_cast<double>(input.w.rows * input.w.cols)};
-}
-
-// The first samples of a corpus, cut short so that they have `limit` tokens together.
-Corpus part_of(const Corpus& corpus, int64_t limit) {
-  Corpus part;
-  for (const auto& sample : corpus.samples) {
-    const int64_t n = std::min<int64_t>(limit, static_cast<int64_t>(sample.size()));
-    if (n < 2) break;
-    part.samples.emplace_back(sample.begin(), sample.begin() + n);
-    limit -= n;
-  }
-  return part;
 }
 
 int64_t probe_tokens(const ModelDesc& desc, size_t n_units, size_t budget) {
@@ -108,6 +100,21 @@ bool is_complete(const Prepared& prepared, const Unit& unit, const Curves& curve
          missing_stages(prepared, unit, curves).empty();
 }
 
+Result<std::unique_ptr<Solver>> make_probe(const Prepared& prepared) {
+  const bool foretells = prepared.recipe.mix()->sensitivity == Sensitivity::kGradients;
+  return make_solver(*spec::parse_call(foretells ? kRoundingProbe : kProbe));
+}
+
+// From gradients, for all units at once.
+Status foretell(const Prepared& prepared, const std::vector<Unit>& units, const Corpus& corpus,
+                const MeasureOptions& options, Curves& curves) {
+  const auto is_known = [&](const Unit& unit) { return curves.units[unit.name].probe_kl >= 0; };
+  if (std::all_of(units.begin(), units.end(), is_known)) return {};
+  const Corpus part = gradient_part(prepared.fused->desc(), corpus);
+  QUERN_ASSIGN(const auto probe, make_probe(prepared));
+  return foretell_probes(prepared, units, part, *probe, options, curves);
+}
+
 class Measurement {
  public:
   Measurement(const Prepared& prepared, const std::vector<Unit>& units, const Corpus& corpus,
@@ -118,7 +125,8 @@ class Measurement {
         curves_(curves),
         desc_(prepared.fused->desc()),
         corpus_(corpus),
-        probe_corpus_(part_of(corpus, probe_tokens(desc_, units.size(), options.probe_budget))),
+        probe_corpus_(
+            first_tokens(corpus, probe_tokens(desc_, units.size(), options.probe_budget))),
         runs_(desc_, corpus_),
         probe_runs_(desc_, probe_corpus_) {
     for (const Unit& unit : units_) {
@@ -127,7 +135,7 @@ class Measurement {
   }
 
   Status run() {
-    QUERN_ASSIGN(probe_, make_solver(*spec::parse_call(kProbe)));
+    QUERN_ASSIGN(probe_, make_probe(prepared_));
     QUERN_ASSIGN(ends_, prepared_.fused->ends());
     clean_ = runs_.embed(ends_);
     if (is_probing_) probe_clean_ = probe_runs_.embed(ends_);
@@ -364,6 +372,9 @@ Status measure_curves(const Prepared& prepared, const std::vector<Unit>& units,
   });
   if (has_all) return {};
   QUERN_ASSIGN(const Corpus* samples, corpus());
+  if (prepared.recipe.mix()->sensitivity == Sensitivity::kGradients) {
+    QUERN_TRY(foretell(prepared, units, *samples, options, curves));
+  }
   return Measurement(prepared, units, *samples, options, curves).run();
 }
 

@@ -158,4 +158,15 @@ Result<Corpus> corpus_from_model(const Model& model, const CorpusOptions& option
   return corpus;
 }
 
+Corpus first_tokens(const Corpus& corpus, int64_t limit) {
+  Corpus part;
+  for (const auto& sample : corpus.samples) {
+    const int64_t n = std::min<int64_t>(limit, static_cast<int64_t>(sample.size()));
+    if (n < 2) break;
+    part.samples.emplace_back(sample.begin(), sample.begin() + n);
+    limit -= n;
+  }
+  return part;
+}
+
 }  // namespace quern

@@ -20,6 +20,9 @@ struct Corpus {
   int64_t n_tokens() const;
 };
 
+// The first samples, cut short so that they have `limit` tokens together.
+Corpus first_tokens(const Corpus& corpus, int64_t limit);
+
 struct CorpusOptions {
   int64_t n_samples = 64;
   int64_t length = 512;  // tokens a sample, BOS included; at most the model's context

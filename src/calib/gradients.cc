@@ -203,6 +203,13 @@ Status visit_gradients(const ModelDesc& model, const EndWeights& ends, const Loa
   return Pass(model, ends, load, corpus, options, visitor).run();
 }
 
+Corpus gradient_part(const ModelDesc& model, const Corpus& corpus) {
+  constexpr int64_t kTokens = 16384, kFewest = 256;
+  constexpr size_t kBudget = size_t{4} << 30;
+  const size_t row = (model.layers.size() + 2) * static_cast<size_t>(model.d_model) * sizeof(float);
+  return first_tokens(corpus, std::clamp(static_cast<int64_t>(kBudget / row), kFewest, kTokens));
+}
+
 void add_squares(MatrixView<const float> x, MatrixView<const float> dy, MatrixView<float> sum) {
   Matrix<double> gradient(sum.rows, sum.cols);
   accumulate_product(dy, x, gradient.view());

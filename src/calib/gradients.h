@@ -57,6 +57,10 @@ Status visit_gradients(const ModelDesc& model, const EndWeights& ends, const Loa
                        const Corpus& corpus, const GradientOptions& options,
                        GradientVisitor& visitor);
 
+// The samples of a corpus that are worth their time: 16384 tokens, fewer where the streams of so
+// many would take more than 4 GiB.
+Corpus gradient_part(const ModelDesc& model, const Corpus& corpus);
+
 // sum [n_out, n_in] += G_rc^2 of the gradient G = dy^T x that GradientTap::linear is shown. What is
 // squared is the whole sample: one label depends on a change through all tokens before it, so
 // squares of tokens by themselves, sum_t dy_tr^2 x_tc^2, miss their products. On the bundled model

@@ -64,6 +64,7 @@ struct MatrixSource {
   // Error feedback codes w plus errors of earlier columns; these add `feedback` times the mean
   // squared error to the variance of what is coded. 0: no feedback.
   float feedback = 0;
+  std::span<const float> row_weight = {};  // importance of each row; empty: all alike
 };
 
 // Codes the columns of one strip from left to right and decides late: what a column became is known

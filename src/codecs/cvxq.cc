@@ -7,11 +7,12 @@
 // with levels of unit variance from level_tables.h: CVXQ's compander or Lloyd-Max. The code is that
 // of the nearest level. Rows form clusters of like variance: n_out / group of equal size.
 //
-// Depths. With h the importance of a column and s2 the variance of a group, b bits leave the error
-// h s2 D(b) of a weight, D the error of the levels on a unit Gaussian. Bits go one by one where an
-// error falls most, h s2 (D(b) - D(b + 1)), until `bits` per weight are spent. D is convex, so that
-// this is the allocation of least error; with D = 4^-b, the theory of high rates, it is CVXQ's
-// b = log2(h s2 / V) / 2, rounded, at the dual variable V that spends as much.
+// Depths. With h the importance of a group, that of its column times the mean of its rows', and s2
+// its variance, b bits leave the error h s2 D(b) of a weight, D the error of the levels on a unit
+// Gaussian. Bits go one by one where an error falls most, h s2 (D(b) - D(b + 1)), until `bits` per
+// weight are spent. D is convex, so that this is the allocation of least error; with D = 4^-b, the
+// theory of high rates, it is CVXQ's b = log2(h s2 / V) / 2, rounded, at the dual variable V that
+// spends as much.
 //
 // Layout. codes: U8 [n_out * ceil(bits * n_in / 8)], rows in order, of each the codes of its
 // columns, lowest bits first, up to a whole byte; what is left over is zero. lengths: U32
@@ -66,14 +67,10 @@ constexpr std::string_view kExamples[] = {
     "cvxq(3.1, group=32, levels=lloyd)",
 };
 
-constexpr int kMostDepth = kCvxqDepths - 1;
-
 constexpr float kMostHalf = 65504;
 float as_half(double x) {
   return f16_to_float(float_to_f16(std::clamp(static_cast<float>(x), -kMostHalf, kMostHalf)));
 }
-
-enum Plane : size_t { kCodes, kLengths, kDepths, kCentres, kScales, kClusters };
 
 class CvxqCodec final : public Codec {
  public:
@@ -96,7 +93,7 @@ class CvxqCodec final : public Codec {
   Result<std::vector<PlaneSpec>> planes(int64_t n_out, int64_t n_in) const override {
     const auto weights = checked_mul<int64_t>(n_out, n_in);
     if (!weights || *weights > std::numeric_limits<int64_t>::max() / 64 ||
-        n_in > std::numeric_limits<int32_t>::max() / kMostDepth) {
+        n_in > std::numeric_limits<int32_t>::max() / kCvxqMostDepth) {
       return error("cvxq: a matrix of {} x {} is too large", n_out, n_in);
     }
     const int64_t n = n_clusters(n_out);
@@ -121,41 +118,28 @@ class CvxqCodec final : public Codec {
   std::unique_ptr<ColumnCoder> column_coder(int64_t row, int64_t n_rows,
                                             const MutableCodes& codes) const override;
   void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const override;
+  std::shared_ptr<const RuntimeForm> runtime_form(const CodesView& codes,
+                                                  Reading reading) const override;
   void copy_rows(std::span<const PlaneSpec> specs, const MutableCodes& from, int64_t row,
                  int64_t n_rows, const MutableCodes& to) const override;
 
  private:
   static constexpr int64_t kMostClusters = 1 << 16;
 
-  // The stream of a row.
-  struct Row {
-    int64_t cluster = 0;
-    int64_t begin = 0;  // in the plane of codes; past its end where planes are damaged
-  };
-
+  CvxqSize size(int64_t n_out, int64_t n_in) const {
+    return {n_clusters(n_out), n_out * budget(n_in)};
+  }
   int64_t n_clusters(int64_t n_out) const { return std::max<int64_t>(1, n_out / group_); }
   // Bytes of a row on average.
   int64_t budget(int64_t n_in) const {
     return static_cast<int64_t>(std::ceil(bits_ * static_cast<double>(n_in) / 8));
   }
-  int64_t cluster_of(const CodesView& codes, int64_t row) const {
-    const int64_t n = n_clusters(codes.n_out);
-    if (n == 1) return 0;
-    uint16_t index = 0;
-    std::memcpy(&index, codes.planes[kClusters] + row * (n > 256 ? 2 : 1), n > 256 ? 2 : 1);
-    return std::min<int64_t>(index, n - 1);
-  }
-  std::vector<Row> rows_of(const CodesView& codes, int64_t row, int64_t n_rows) const;
-  std::vector<std::vector<int64_t>> make_clusters(MatrixView<const float> w,
+  std::vector<std::vector<int64_t>> make_clusters(const MatrixSource& source,
                                                   const MutableCodes& codes) const;
   void spend(const std::vector<std::vector<int64_t>>& clusters, const Matrix<double>& weights,
              const MutableCodes& codes) const;
   void fit_group(std::vector<float>& w, double feedback, int64_t cluster, int64_t col,
                  const MutableCodes& codes) const;
-  CvxqCluster load(const CodesView& codes, int64_t cluster) const;
-  // Those of the rows, by their number; others stay empty.
-  std::vector<CvxqCluster> load_all(const CodesView& codes, const std::vector<Row>& rows) const;
-
   std::string spec_;
   double bits_;
   int64_t group_;
@@ -164,70 +148,22 @@ class CvxqCodec final : public Codec {
   friend class CvxqColumnCoder;
 };
 
-int depth_at(const CodesView& codes, int64_t cluster, int64_t col) {
-  const int64_t at = cluster * ceil_div<int64_t>(codes.n_in, 2) + col / 2;
-  const int pair = std::to_integer<int>(codes.planes[kDepths][at]);
-  return std::min(col % 2 == 0 ? pair & 15 : pair >> 4, kMostDepth);
-}
-
 void put_depth(const MutableCodes& codes, int64_t cluster, int64_t col, int depth) {
-  std::byte& pair = codes.planes[kDepths][cluster * ceil_div<int64_t>(codes.n_in, 2) + col / 2];
+  std::byte& pair =
+      codes.planes[CvxqRows::kDepths][cluster * ceil_div<int64_t>(codes.n_in, 2) + col / 2];
   const auto nibble = static_cast<std::byte>(col % 2 == 0 ? depth : depth << 4);
   pair = (pair & static_cast<std::byte>(col % 2 == 0 ? 0xf0 : 0x0f)) | nibble;
 }
 
-std::vector<CvxqCodec::Row> CvxqCodec::rows_of(const CodesView& codes, int64_t row,
-                                               int64_t n_rows) const {
-  std::vector<Row> rows;
-  int64_t begin = 0;
-  for (int64_t i = 0; i < row + n_rows; ++i) {
-    const int64_t cluster = cluster_of(codes, i);
-    if (i >= row) rows.push_back({cluster, begin});
-    uint32_t length = 0;
-    std::memcpy(&length, codes.planes[kLengths] + cluster * 4, 4);
-    begin += length;
-  }
-  return rows;
-}
-
-CvxqCluster CvxqCodec::load(const CodesView& codes, int64_t cluster) const {
-  CvxqCluster loaded;
-  const auto n = static_cast<size_t>(codes.n_in);
-  loaded.bit.resize(n);
-  loaded.depth.resize(n);
-  loaded.centre.resize(n);
-  loaded.scale.resize(n);
-  int32_t bit = 0;
-  for (size_t j = 0; j < n; ++j) {
-    const auto col = static_cast<int64_t>(j);
-    loaded.bit[j] = bit;
-    loaded.depth[j] = depth_at(codes, cluster, col);
-    loaded.centre[j] = half_at(codes.planes[kCentres], cluster * codes.n_in + col);
-    loaded.scale[j] = half_at(codes.planes[kScales], cluster * codes.n_in + col);
-    bit += loaded.depth[j];
-  }
-  loaded.row_bytes = ceil_div<int64_t>(bit, 8);
-  return loaded;
-}
-
-std::vector<CvxqCluster> CvxqCodec::load_all(const CodesView& codes,
-                                             const std::vector<Row>& rows) const {
-  std::vector<CvxqCluster> clusters(static_cast<size_t>(n_clusters(codes.n_out)));
-  for (const Row& row : rows) {
-    CvxqCluster& cluster = clusters[static_cast<size_t>(row.cluster)];
-    if (cluster.bit.empty()) cluster = load(codes, row.cluster);
-  }
-  return clusters;
-}
-
-// Rows of like variance together.
-std::vector<std::vector<int64_t>> CvxqCodec::make_clusters(MatrixView<const float> w,
+// Rows of like variance times importance together.
+std::vector<std::vector<int64_t>> CvxqCodec::make_clusters(const MatrixSource& source,
                                                            const MutableCodes& codes) const {
+  const MatrixView<const float> w = source.w;
   std::vector<double> energy(static_cast<size_t>(w.rows));
   for (int64_t i = 0; i < w.rows; ++i) {
-    for (int64_t j = 0; j < w.cols; ++j) {
-      energy[static_cast<size_t>(i)] += static_cast<double>(w(i, j)) * w(i, j);
-    }
+    double& sum = energy[static_cast<size_t>(i)];
+    for (int64_t j = 0; j < w.cols; ++j) sum += static_cast<double>(w(i, j)) * w(i, j);
+    if (!source.row_weight.empty()) sum *= source.row_weight[static_cast<size_t>(i)];
   }
   std::vector<int64_t> order(static_cast<size_t>(w.rows));
   std::iota(order.begin(), order.end(), 0);
@@ -242,7 +178,8 @@ std::vector<std::vector<int64_t>> CvxqCodec::make_clusters(MatrixView<const floa
     if (n == 1) continue;
     const auto index = static_cast<uint16_t>(c);
     for (const int64_t row : rows) {
-      std::memcpy(codes.planes[kClusters] + row * (n > 256 ? 2 : 1), &index, n > 256 ? 2 : 1);
+      std::memcpy(codes.planes[CvxqRows::kClusters] + row * (n > 256 ? 2 : 1), &index,
+                  n > 256 ? 2 : 1);
     }
   }
   return clusters;
@@ -261,7 +198,7 @@ void CvxqCodec::spend(const std::vector<std::vector<int64_t>>& clusters,
   for (int64_t c = 0; c < weights.rows(); ++c) {
     for (int64_t j = 0; j < weights.cols(); ++j) {
       put_depth(codes, c, j, 0);
-      for (int depth = 0; depth < kMostDepth && weights(c, j) > 0; ++depth) {
+      for (int depth = 0; depth < kCvxqMostDepth && weights(c, j) > 0; ++depth) {
         steps.push_back({weights(c, j) * levels_.gain(depth), c, j, depth});
       }
     }
@@ -275,14 +212,14 @@ void CvxqCodec::spend(const std::vector<std::vector<int64_t>>& clusters,
     const auto n_rows = static_cast<int64_t>(clusters[static_cast<size_t>(step.cluster)].size());
     const int64_t price = of_row % 8 == 0 ? n_rows : 0;  // a row's last byte may have room
     // A group that missed a step must not take a later one.
-    if (price > left || depth_at(codes, step.cluster, step.col) != step.depth) continue;
+    if (price > left || CvxqRows::depth_at(codes, step.cluster, step.col) != step.depth) continue;
     put_depth(codes, step.cluster, step.col, step.depth + 1);
     ++of_row;
     left -= price;
   }
   for (size_t c = 0; c < clusters.size(); ++c) {
     const auto length = static_cast<uint32_t>(ceil_div<int64_t>(bits[c], 8));
-    std::memcpy(codes.planes[kLengths] + 4 * c, &length, 4);
+    std::memcpy(codes.planes[CvxqRows::kLengths] + 4 * c, &length, 4);
   }
 }
 
@@ -302,7 +239,7 @@ double variance_about(float centre, const std::vector<float>& values) {
 // then the centre.
 void CvxqCodec::fit_group(std::vector<float>& w, double feedback, int64_t cluster, int64_t col,
                           const MutableCodes& codes) const {
-  const int depth = depth_at(codes, cluster, col);
+  const int depth = CvxqRows::depth_at(codes, cluster, col);
   float centre = as_half(median(w)), scale = 0;
   if (depth > 0) {
     const ScalarTable& table = levels_.table(depth);
@@ -328,19 +265,26 @@ void CvxqCodec::fit_group(std::vector<float>& w, double feedback, int64_t cluste
     }
     scale = as_half(scale * std::sqrt(1 + feedback * levels_.error(depth)));
   }
-  put_half(codes.planes[kCentres], cluster * codes.n_in + col, centre);
-  put_half(codes.planes[kScales], cluster * codes.n_in + col, scale);
+  put_half(codes.planes[CvxqRows::kCentres], cluster * codes.n_in + col, centre);
+  put_half(codes.planes[CvxqRows::kScales], cluster * codes.n_in + col, scale);
 }
 
 void CvxqCodec::fit_matrix(const MatrixSource& source, const MutableCodes& codes) const {
   constexpr int64_t kColumns = 16;
   const MatrixView<const float> w = source.w;
-  const std::vector<std::vector<int64_t>> clusters = make_clusters(w, codes);
+  const std::vector<std::vector<int64_t>> clusters = make_clusters(source, codes);
   const auto n_clusters = static_cast<int64_t>(clusters.size());
   const auto group = [&](int64_t c, int64_t j, std::vector<float>& values) {
     values.clear();
     for (const int64_t row : clusters[static_cast<size_t>(c)]) values.push_back(w(row, j));
   };
+  std::vector<double> of_rows(clusters.size());  // mean importance of a cluster's rows
+  for (size_t c = 0; c < clusters.size() && !source.row_weight.empty(); ++c) {
+    for (const int64_t row : clusters[c]) {
+      of_rows[c] += static_cast<double>(source.row_weight[static_cast<size_t>(row)]) /
+                    static_cast<double>(clusters[c].size());
+    }
+  }
   Matrix<double> weights(n_clusters, w.cols);
   const auto for_groups = [&](const std::function<void(int64_t, int64_t, std::vector<float>&)>& f) {
     parallel_for(w.cols, kColumns, [&](int64_t begin, int64_t end) {
@@ -354,7 +298,8 @@ void CvxqCodec::fit_matrix(const MatrixSource& source, const MutableCodes& codes
     });
   };
   for_groups([&](int64_t c, int64_t j, std::vector<float>& values) {
-    const double h = source.weight.empty() ? 1 : source.weight[static_cast<size_t>(j)];
+    double h = source.weight.empty() ? 1 : source.weight[static_cast<size_t>(j)];
+    if (!source.row_weight.empty()) h *= of_rows[static_cast<size_t>(c)];
     weights(c, j) = h * variance_about(as_half(median(values)), values);
   });
   spend(clusters, weights, codes);
@@ -369,26 +314,25 @@ class CvxqColumnCoder final : public ColumnCoder {
   CvxqColumnCoder(const CvxqCodec& codec, int64_t row, int64_t n_rows, const MutableCodes& codes)
       : codec_(codec),
         codes_(codes),
-        rows_(codec.rows_of(codes, row, n_rows)),
-        clusters_(codec.load_all(codes, rows_)),
-        error_(rows_.size()) {}
+        rows_(codec.size(codes.n_out, codes.n_in), codes, row, n_rows),
+        error_(static_cast<size_t>(n_rows)) {}
 
   // Codes x of a row in the column that comes next; returns its value.
   float code(size_t i, float x) {
-    const CvxqCluster& cluster = clusters_[static_cast<size_t>(rows_[i].cluster)];
+    const CvxqCluster& cluster = rows_.cluster(i);
     const int depth = cluster.depth[col_];
     if (depth == 0) return cluster.centre[col_];
     const ScalarTable& table = codec_.levels_.table(depth);
     const float u = x - cluster.centre[col_], scale = cluster.scale[col_];
     const unsigned code = table.nearest(scale == 0 ? 0 : u / scale);
-    auto* stream = reinterpret_cast<uint8_t*>(codes_.planes[kCodes]) + rows_[i].begin;
+    auto* stream = reinterpret_cast<uint8_t*>(codes_.planes[CvxqRows::kCodes]) + rows_.begin(i);
     put_bits(stream, cluster.bit[col_], depth, code);
     return cluster.centre[col_] + scale * table.level(code);
   }
   void next() { ++col_; }
 
   void push(const Column& column, float* error) override {
-    for (size_t i = 0; i < rows_.size(); ++i) {
+    for (size_t i = 0; i < error_.size(); ++i) {
       const float target = column.target[i] + column.coupling * error_[i];
       if (col_ > 0) error[i] = error_[i];
       error_[i] = column.w[i] - code(i, target);
@@ -408,8 +352,7 @@ class CvxqColumnCoder final : public ColumnCoder {
 
   const CvxqCodec& codec_;
   MutableCodes codes_;
-  std::vector<CvxqCodec::Row> rows_;
-  std::vector<CvxqCluster> clusters_;
+  CvxqRows rows_;
   std::vector<float> error_;
   size_t col_ = 0;
 };
@@ -429,44 +372,60 @@ void CvxqCodec::encode(MatrixView<const float> w, int64_t row, int64_t /*col*/,
 }
 
 void CvxqCodec::decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const {
-  const auto decode_row =
-      kernels().isa == Isa::kAvx512 ? cvxq_decode_row_avx512 : cvxq_decode_row_ref;
-  const std::vector<Row> rows = rows_of(codes, row, n_rows);
-  const std::vector<CvxqCluster> clusters = load_all(codes, rows);
-  const int64_t n_bytes = codes.n_out * budget(codes.n_in);
-  std::vector<uint8_t> stream(static_cast<size_t>(codes.n_in * kMostDepth / 8 + 1 + kCvxqPadding));
-  for (const Row& at : rows) {
-    const CvxqCluster& cluster = clusters[static_cast<size_t>(at.cluster)];
-    const int64_t n = std::clamp<int64_t>(n_bytes - at.begin, 0, cluster.row_bytes);
-    std::fill(stream.begin(), stream.end(), uint8_t{0});
-    if (n > 0) std::memcpy(stream.data(), codes.planes[kCodes] + at.begin, static_cast<size_t>(n));
-    decode_row(cluster, levels_.all(), stream.data(), dst);
-    dst += codes.n_in;
+  CvxqRows(size(codes.n_out, codes.n_in), codes, row, n_rows)
+      .decode(codes, 0, n_rows, levels_, dst);
+}
+
+// Rows and clusters found once for a matrix.
+class CvxqForm final : public Decoder {
+ public:
+  CvxqForm(std::string spec, std::vector<PlaneSpec> planes, const CvxqLevels& levels, CvxqRows rows)
+      : spec_(std::move(spec)),
+        planes_(std::move(planes)),
+        levels_(levels),
+        rows_(std::move(rows)) {}
+
+  std::string spec() const override { return spec_; }
+  Result<std::vector<PlaneSpec>> planes(int64_t, int64_t) const override { return planes_; }
+  void decode(const CodesView& codes, int64_t row, int64_t n_rows, float* dst) const override {
+    rows_.decode(codes, row, n_rows, levels_, dst);
   }
+
+ private:
+  std::string spec_;
+  std::vector<PlaneSpec> planes_;
+  const CvxqLevels& levels_;
+  CvxqRows rows_;
+};
+
+std::shared_ptr<const RuntimeForm> CvxqCodec::runtime_form(const CodesView& codes,
+                                                           Reading /*reading*/) const {
+  auto copy = CodedMatrix::create(*this, codes.n_out, codes.n_in);
+  if (!copy) return nullptr;
+  auto form = std::make_shared<RuntimeForm>();
+  form->codes = std::move(*copy);
+  form->decoder =
+      std::make_unique<CvxqForm>(spec_, form->codes.specs(), levels_,
+                                 CvxqRows(size(codes.n_out, codes.n_in), codes, 0, codes.n_out));
+  for (size_t p = 0; p < form->codes.specs().size(); ++p) {
+    std::memcpy(form->codes.mutable_view().planes[p], codes.planes[p],
+                form->codes.specs()[p].n_bytes());
+  }
+  return form;
 }
 
 // Depths and lengths are alike in both: fit_matrix wrote them.
 void CvxqCodec::copy_rows(std::span<const PlaneSpec> /*specs*/, const MutableCodes& from,
                           int64_t row, int64_t n_rows, const MutableCodes& to) const {
-  for (const Row& at : rows_of(from, row, n_rows)) {
-    uint32_t length = 0;
-    std::memcpy(&length, from.planes[kLengths] + 4 * at.cluster, 4);
-    std::memcpy(to.planes[kCodes] + at.begin, from.planes[kCodes] + at.begin, length);
+  const CvxqRows rows(size(from.n_out, from.n_in), from, row, n_rows);
+  for (size_t i = 0; i < static_cast<size_t>(n_rows); ++i) {
+    const auto n = static_cast<size_t>(rows.cluster(i).row_bytes);
+    std::memcpy(to.planes[CvxqRows::kCodes] + rows.begin(i),
+                from.planes[CvxqRows::kCodes] + rows.begin(i), n);
   }
 }
 
 }  // namespace
-
-void cvxq_decode_row_ref(const CvxqCluster& cluster, const float* levels, const uint8_t* stream,
-                         float* dst) {
-  for (size_t j = 0; j < cluster.bit.size(); ++j) {
-    const int32_t bit = cluster.bit[j], depth = cluster.depth[j];
-    const unsigned word = stream[bit / 8] | static_cast<unsigned>(stream[bit / 8 + 1]) << 8;
-    const unsigned code = (word >> (bit % 8)) & ((1u << depth) - 1u);
-    const float level = levels[cvxq_first_level(depth) + static_cast<int>(code)];
-    dst[j] = cluster.centre[j] + cluster.scale[j] * level;
-  }
-}
 
 extern const CodecInfo cvxq_codec_info;
 const CodecInfo cvxq_codec_info = {

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "codecs/codec.h"
 #include "codecs/scalar_table.h"
 
 namespace quern {
@@ -26,6 +27,7 @@ constexpr int64_t kCvxqPadding = 4;
 
 // The levels of all depths: those of depth b begin at 2^b - 1; that of no bits is 0.
 constexpr int kCvxqDepths = 9;  // 0 to 8
+constexpr int kCvxqMostDepth = kCvxqDepths - 1;
 constexpr int kCvxqAllLevels = (1 << kCvxqDepths) - 1;
 inline int cvxq_first_level(int depth) { return (1 << depth) - 1; }
 
@@ -56,5 +58,38 @@ void cvxq_decode_row_ref(const CvxqCluster& cluster, const float* levels, const 
                          float* dst);
 void cvxq_decode_row_avx512(const CvxqCluster& cluster, const float* levels, const uint8_t* stream,
                             float* dst);
+
+struct CvxqSize {
+  int64_t n_clusters = 1;
+  int64_t n_bytes = 0;  // of the plane of codes
+};
+
+// Where the streams of rows are and how they are read. Any bytes in the planes are safe.
+class CvxqRows {
+ public:
+  enum Plane : size_t { kCodes, kLengths, kDepths, kCentres, kScales, kClusters };
+
+  // Of rows [row, row + n_rows).
+  CvxqRows(const CvxqSize& size, const CodesView& codes, int64_t row, int64_t n_rows);
+  // Of the row with this number among them: its cluster, and where its stream begins in the plane,
+  // which is past the end where planes are damaged.
+  const CvxqCluster& cluster(size_t i) const {
+    return clusters_[static_cast<size_t>(rows_[i].cluster)];
+  }
+  int64_t begin(size_t i) const { return rows_[i].begin; }
+  // dst[n, n_in]: the values of n of them from the first on.
+  void decode(const CodesView& codes, int64_t first, int64_t n, const CvxqLevels& levels,
+              float* dst) const;
+
+  static int depth_at(const CodesView& codes, int64_t cluster, int64_t col);
+
+ private:
+  struct Row {
+    int64_t cluster = 0, begin = 0;
+  };
+  CvxqSize size_;
+  std::vector<Row> rows_;
+  std::vector<CvxqCluster> clusters_;  // those of no row here stay empty
+};
 
 }  // namespace quern

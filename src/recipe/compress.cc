@@ -27,6 +27,7 @@
 #include "recipe/fit.h"
 #include "recipe/input_groups.h"
 #include "recipe/journal.h"
+#include "recipe/margins.h"
 #include "recipe/output_plan.h"
 #include "recipe/prepared.h"
 #include "recipe/write_model.h"
@@ -77,6 +78,8 @@ class Compression {
     journal_ = &journal;
     finished_ = std::make_unique<FinishedSteps>(journal, plan_);
     QUERN_TRY(announce());
+    QUERN_ASSIGN(margins_, gather_margins(*prepared_, plan_, corpus_, options_.seed,
+                                          [&](double) { return proceed(0, 0, "gradients"); }));
     QUERN_TRY(code_ends_before());
     if (needs_streams_) {
       streams_ =
@@ -177,7 +180,12 @@ class Compression {
     }
     const Codec& codec = weight.solver->codec();
     QUERN_ASSIGN(CodedMatrix codes, CodedMatrix::create(codec, w.rows(), w.cols()));
-    auto solved = weight.solver->solve({w.view(), inputs.hessian}, codes);
+    SolveInput input{w.view(), inputs.hessian};
+    if (const auto margins = margins_.find(weight.id); margins != margins_.end()) {
+      input.row_gradients = margins->second.rows;
+      input.column_gradients = margins->second.columns;
+    }
+    auto solved = weight.solver->solve(input, codes);
     if (!solved) return tl::unexpected(in_context(solved.error(), to_string(weight.id)));
     reports[weight.name] = {{"error", solved->relative()},
                             {"damping", solved->damping},
@@ -423,6 +431,7 @@ class Compression {
   std::unique_ptr<DenseTensors> dense_;
   OutputPlan plan_;
   EndWeights source_ends_, coded_ends_;
+  std::map<WeightId, Margins> margins_;  // of matrices whose solvers ask for them
   bool needs_streams_ = false;
   Corpus corpus_;
   std::unique_ptr<Streams> streams_;

@@ -13,8 +13,9 @@ std::vector<std::string> default_menu() {
   std::vector<std::string> menu;
   for (int quarters = 4; quarters <= 20; ++quarters) {
     const double bits = quarters / 4.0;
-    const int survivors = bits <= 2 ? 1024 : (bits <= 3.25 ? 512 : 256);
-    menu.push_back(fmt::format("ldlq(trellis({}, survivors={}), drift=0.75)", bits, survivors));
+    // 512 is the codec's default; texts are canonical.
+    const char* survivors = bits <= 2 ? ", survivors=1024" : bits <= 3.25 ? "" : ", survivors=256";
+    menu.push_back(fmt::format("ldlq(trellis({}{}), drift=0.75)", bits, survivors));
   }
   for (const int bits : {6, 8}) menu.push_back(fmt::format("rtn(int({}, group=64))", bits));
   menu.emplace_back(kKeep);
@@ -52,6 +53,14 @@ Result<std::unique_ptr<Mix>> parse_mix(const spec::Call& call) {
       mix->bits = value.number;
       continue;
     }
+    if (name == "sensitivity") {
+      if (value.text != "probes" && value.text != "gradients") {
+        return usage_error("recipe: mix: sensitivity is '{}', expected probes or gradients",
+                           value.text);
+      }
+      mix->sensitivity = value.text == "gradients" ? Sensitivity::kGradients : Sensitivity::kProbes;
+      continue;
+    }
     if (!name.empty() || value.kind == spec::Value::Kind::kNumber) {
       return usage_error("recipe: mix takes its bits, then stages: mix(3, ldlq(int(2)), {})",
                          kKeep);
@@ -76,8 +85,8 @@ Result<std::unique_ptr<Mix>> parse_mix(const spec::Call& call) {
 spec::Call print_mix(const Mix& mix) {
   spec::Call call{"mix", {}};
   if (mix.bits > 0) call.args.push_back({"", spec::number_value(mix.bits)});
-  if (is_default(mix.menu)) return call;
   for (const MixEntry& entry : mix.menu) {
+    if (is_default(mix.menu)) break;
     spec::Value value = spec::word_value(entry.text);
     if (entry.solver != nullptr) {
       value.kind = spec::Value::Kind::kCall;
@@ -85,6 +94,9 @@ spec::Call print_mix(const Mix& mix) {
       value.text.clear();
     }
     call.args.push_back({"", std::move(value)});
+  }
+  if (mix.sensitivity == Sensitivity::kGradients) {
+    call.args.push_back({"sensitivity", spec::word_value("gradients")});
   }
   return call;
 }

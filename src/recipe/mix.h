@@ -19,12 +19,20 @@ struct MixEntry {
 };
 constexpr std::string_view kKeep = "keep";
 
+// How what an error of a matrix does to the output is found out.
+enum class Sensitivity : uint8_t {
+  kProbes,     // each matrix coded once, the divergence measured
+  kGradients,  // from squared gradients of the output, all matrices in two passes
+};
+
 struct Mix {
   double bits = 0;  // mean over all selected weights, side info counted; 0: left to the caller
   std::vector<MixEntry> menu;
+  Sensitivity sensitivity = Sensitivity::kProbes;
 };
 
-// Positional: the bits, if given, then stages; without stages the default menu.
+// Positional: the bits, if given, then stages; without stages the default menu. Then
+// sensitivity=probes|gradients.
 Result<std::unique_ptr<Mix>> parse_mix(const spec::Call& call);
 // Parses back to an equal stage.
 spec::Call print_mix(const Mix& mix);

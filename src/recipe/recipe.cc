@@ -244,7 +244,8 @@ bool Recipe::needs_calibration() const {
                      [](const auto& transform) { return transform->corrects_biases(); }) ||
          std::any_of(coding_.begin(), coding_.end(),
                      [](const CodingStage& stage) {
-                       return stage.mix != nullptr || stage.solver->needs_hessian();
+                       return stage.mix != nullptr || stage.solver->needs_hessian() ||
+                              stage.solver->needs_gradients();
                      }) ||
          std::any_of(acts_.begin(), acts_.end(),
                      [](const ActStage& stage) { return stage.act->n_ranges(1) > 0; });

@@ -24,6 +24,9 @@ struct SolveInput {
   // the solvers with feedback lower tr(H_O E H E^T) (YAQA, arXiv 2505.22988), at the price of two
   // more matrices of the size of w and of strips of rows that wait for each other.
   MatrixView<const double> output_hessian = {};
+  // Mean squares of the gradients of the model's loss along each column and each row of w; empty
+  // unless the solver needs_gradients().
+  std::span<const float> column_gradients = {}, row_gradients = {};
 };
 
 // What happened, for the stage's report. Numerical trouble is counted here, never silent.
@@ -42,6 +45,7 @@ class Solver {
   virtual std::string spec() const = 0;
   virtual const Codec& codec() const = 0;
   virtual bool needs_hessian() const = 0;
+  virtual bool needs_gradients() const { return false; }
   // How much of the inputs' drift behind coded layers the targets make up for: 0 none, 1 all.
   virtual double drift() const { return 0; }
   // Bytes of scratch beyond input and output for one matrix.

@@ -131,6 +131,51 @@ TEST(Allocate, AProbeIsTheDivergenceOfAModelWithThatUnitCoded) {
   }
 }
 
+// KL per relative loss of every unit, by gradients and by probes.
+TEST(Allocate, GradientsForetellWhatProbesMeasure) {
+  std::map<std::string, double> slopes[2];
+  CompressOptions options = small(kTiny, "", "");
+  options.corpus.n_samples = 8;
+  options.corpus.length = 128;
+  const auto corpus = gather_corpus(options);
+  ASSERT_TRUE(corpus.has_value());
+  for (const char* sensitivity : {"probes", "gradients"}) {
+    const std::string recipe =
+        fmt::format("mix(rtn(int(4, group=64)), sensitivity={}) @ all+embed", sensitivity);
+    const auto prepared = prepare(kTiny, recipe, 0);
+    ASSERT_TRUE(prepared.has_value()) << prepared.error().message;
+    const auto units = units_of(**prepared);
+    ASSERT_TRUE(units.has_value());
+    Curves curves;
+    const Status measured = measure_curves(
+        **prepared, *units, [&] { return &*corpus; }, {}, curves);
+    ASSERT_TRUE(measured.has_value()) << message(measured);
+    for (const auto& [name, unit] : curves.units) {
+      slopes[sensitivity[0] == 'g' ? 1 : 0][name] = unit.probe_kl / unit.probe_loss;
+    }
+  }
+  double sum = 0, squares = 0;
+  for (const auto& [name, slope] : slopes[0]) {
+    const double log_ratio = std::log(slopes[1].at(name) / slope);
+    EXPECT_LT(std::abs(log_ratio), std::log(2.5)) << name;
+    sum += log_ratio / static_cast<double>(slopes[0].size());
+    squares += log_ratio * log_ratio / static_cast<double>(slopes[0].size());
+  }
+  EXPECT_LT(std::abs(sum), 0.25);
+  EXPECT_LT(std::sqrt(squares), 0.35);
+}
+
+TEST(Allocate, SensitivityIsPartOfTheRecipe) {
+  const auto recipe = Recipe::parse("mix(2.5, rtn(int(2)), keep, sensitivity=gradients)");
+  ASSERT_TRUE(recipe.has_value()) << recipe.error().message;
+  EXPECT_EQ(recipe->mix()->sensitivity, Sensitivity::kGradients);
+  EXPECT_EQ(recipe->canonical(), "mix(2.5, rtn(int(2)), keep, sensitivity=gradients)");
+  EXPECT_EQ(Recipe::parse("mix(3, sensitivity=gradients)")->canonical(),
+            "mix(3, sensitivity=gradients)");
+  EXPECT_EQ(Recipe::parse("mix(3, sensitivity=probes)")->canonical(), "mix(3)");
+  EXPECT_FALSE(Recipe::parse("mix(3, sensitivity=feeling)").has_value());
+}
+
 TEST(Allocate, CurvesAreMeasuredOnceAndServeEverySize) {
   const ScratchFolder scratch;
   MixOptions options = mix_options(fixture("llama"), "", kMix);
