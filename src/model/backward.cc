@@ -226,7 +226,7 @@ void LayerBackward::run(MatrixView<float> dh, GradientTap& tap) const {
   mlp_backward(dy.view(), dx.view(), tap);
   online_backward(weights_.online.mlp_in, dx.view());
   norm_backward(desc_.mlp_norm, weights_.mlp_norm, middle_.view(), dx.view());
-  // Attention's output enters the stream before the MLP, or beside it.
+  // Attention's output enters the stream beside the MLP, or before it.
   if (desc_.parallel) dy = copy_of(dh);
   add(dx.view(), dh);
   if (!desc_.parallel) dy = copy_of(dh);
