@@ -33,12 +33,15 @@ Status calibrate(const CalibrateOptions& o) {
   };
   QUERN_ASSIGN(const Corpus corpus, gather_corpus(options));
   QUERN_ASSIGN(const auto files, ModelFiles::open(options.model));
-  QUERN_ASSIGN(const KvTableSet tables, fit_kv_tables(*files, corpus, recipes, [&](double done) {
+  QUERN_ASSIGN(KvTableSet tables, fit_kv_tables(*files, corpus, recipes, [&](double done) {
                  bar.show(done, "calibrate");
                  return !interrupted();
                }));
   bar.clear();
   const std::string path = kv_tables_path(options.model);
+  // Tables of other caches stay, trained ones too, unless they are of another model.
+  auto old = KvTableSet::open(path);
+  if (old && old->model == tables.model) tables.take_missing(*std::move(old));
   QUERN_TRY(tables.save(path));
   if (o.json) {
     fmt::print(

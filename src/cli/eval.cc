@@ -16,6 +16,7 @@ void print_details(const ModelFiles& files, const EvalResult& result) {
   fmt::print("size        {}, {:.3f} bits per weight\n",
              human_bytes(static_cast<double>(files.weight_bytes())), files.bpw());
   fmt::print("speed       {:.1f} tokens/s\n", result.tokens_per_second);
+  fmt::print("cache       {} a window\n", human_bytes(result.kv_bytes));
   if (result.has_base) {
     fmt::print("divergence  {:.5f} +- {:.5f} nats mean, {:.4f} at 99 %, same top token {:.2f} %\n",
                result.kl_mean, result.kl_stderr, result.kl_p99, 100 * result.top1);

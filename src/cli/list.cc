@@ -68,6 +68,7 @@ Json everything() {
           {"recipes", std::move(recipes_json)},
           {"kv", rows_json(kv_codecs())},
           {"policies", rows_json(kv_policies())},
+          {"merges", rows_json(kv_merges())},
           {"caches", std::move(caches_json)},
           {"architectures", std::move(archs_json)}};
 }
@@ -182,9 +183,9 @@ Action declare_list(CLI::App& app) {
   app.add_option(
          "WHAT", o->what,
          "codecs, transforms, activations, solvers, recipes, kv (codecs of caches), policies (of "
-         "eviction), caches or architectures; default: all")
+         "eviction), merges (rules of merging), caches or architectures; default: all")
       ->check(CLI::IsMember({"codecs", "transforms", "activations", "solvers", "recipes", "kv",
-                             "policies", "caches", "architectures"}));
+                             "policies", "merges", "caches", "architectures"}));
   app.add_flag("--measure", o->measure,
                "code Gaussian numbers with every codec: bits, error, speed");
   app.add_option("--codec", o->spec, "measure this codec alone, as 'int(4, group=64)'");

@@ -95,6 +95,8 @@ class WindowRun {
           hidden_.view().row_range(first, count)));
     }
     seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
+    kv_bytes_ += static_cast<double>(cache.n_bytes());
+    ++n_windows_;
     return {};
   }
 
@@ -108,12 +110,14 @@ class WindowRun {
   }
 
   double seconds() const { return seconds_; }
+  double kv_bytes() const { return n_windows_ > 0 ? kv_bytes_ / n_windows_ : 0; }
 
  private:
   const Model& model_;
   KvCacheRecipe kv_;
   Matrix<float> hidden_, logits_;
-  double seconds_ = 0;
+  double seconds_ = 0, kv_bytes_ = 0;
+  int n_windows_ = 0;
 };
 
 class Scores {
@@ -225,6 +229,7 @@ class Evaluation {
     for (size_t m = 0; m < models_.size(); ++m) {
       const WindowRun& run = is_base(m) ? *base_run_ : runs_[m];
       results.push_back(scores_[m].result(run.seconds(), n_fed_));
+      results.back().kv_bytes = run.kv_bytes();
       if (kept_ == nullptr) continue;
       results.back().has_baseline = true;
       results.back().base_ppl = std::exp(kept_->nll());

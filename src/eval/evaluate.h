@@ -43,6 +43,7 @@ struct EvalResult {
   double ppl = 0, ppl_stderr = 0;
   double seconds = 0;  // of the evaluated model alone
   double tokens_per_second = 0;
+  double kv_bytes = 0;  // allocated for the cache of a window at its end; the mean
   // Against the base: nats per token, KL(base || model).
   bool has_base = false;
   double kl_mean = 0, kl_stderr = 0, kl_p99 = 0;

@@ -55,7 +55,8 @@ LayerKv::LayerKv(KvShape shape, int64_t capacity, std::shared_ptr<const KvRecipe
               (exact_ == DType::kBF16 && recipe_->is_plain() && shape_.d_head % 2 == 0));
   QUERN_CHECK(!recipe_->codes_unturned || shape_.rope != nullptr);
   if (!recipe_->codes_unturned) shape_.rope = nullptr;
-  if (policy() != nullptr) slots_ = KvSlots(*policy(), shape_.n_kv_heads);
+  forget();
+  if (recipe_->merge != nullptr) return;  // how much heads will hold the text decides
   if (!recipe_->is_coded()) {
     const int64_t most =
         policy() == nullptr ? capacity : std::min(capacity, policy()->most_slots());
@@ -68,6 +69,19 @@ LayerKv::LayerKv(KvShape shape, int64_t capacity, std::shared_ptr<const KvRecipe
   if (recipe_->rotate) {
     rotation_ = std::make_shared<const HadamardPlan>(*HadamardPlan::make(shape_.d_head));
   }
+}
+
+// Nothing known of the text any more, beside keys and values.
+void LayerKv::forget() {
+  heads_.clear();
+  for (int64_t i = 0; merge() != nullptr && i < shape_.n_kv_heads; ++i) {
+    heads_.emplace_back(shape_, capacity_, recipe_);
+  }
+  if (policy() == nullptr) return;
+  slots_ = KvSlots(*policy(), shape_.n_kv_heads);
+  if (!policy()->absorbs()) return;
+  QUERN_CHECK(shape_.maps != nullptr);
+  absorbed_ = KvAbsorbed(shape_.n_kv_heads, shape_.maps->n_features(), shape_.d_head);
 }
 
 // Room for slots [exact_begin_, slot + n), where those that no query from `slot` on reads as they
@@ -83,7 +97,7 @@ void LayerKv::make_room(int64_t slot, int64_t n) {
 
 void LayerKv::put(int64_t position, MatrixView<const float> k, MatrixView<const float> v) {
   const int64_t slot = slot_of(position);
-  QUERN_CHECK(slot == length_ && position + k.rows <= capacity_);
+  QUERN_CHECK(merge() == nullptr && slot == length_ && position + k.rows <= capacity_);
   make_room(slot, k.rows);
   length_ = slot + k.rows;
   if (policy() != nullptr) slots_.append(position, k.rows);
@@ -209,11 +223,29 @@ void LayerKv::seal(int64_t head, int64_t block) {
 }
 
 void LayerKv::make_own() {
+  for (KvMergedHead& head : heads_) head.slots.make_own();
+  if (recipe_->merge != nullptr) return exact_blocks_.make_own(0);
   exact_blocks_.make_own(recipe_->is_coded() ? 0 : ceil_div(capacity_, kKeyBlock));
   pages_.make_own(0);
 }
 
+size_t LayerKv::n_new_bytes(std::set<const void*>& seen) const {
+  size_t total = exact_blocks_.n_new_bytes(seen) + pages_.n_new_bytes(seen) + slots_.n_bytes() +
+                 absorbed_.n_bytes();
+  if (sinks_ != nullptr && seen.insert(sinks_.get()).second) total += 2 * sinks_->halves().size();
+  if (text_ != nullptr && seen.insert(text_.get()).second) total += text_->n_bytes();
+  for (const KvMergedHead& head : heads_) total += head.n_new_bytes(seen);
+  return total;
+}
+
 int64_t LayerKv::bytes_read(int64_t first, int64_t last) const {
+  if (merge() != nullptr) {
+    int64_t total = 0;
+    for (const KvMergedHead& head : heads_) {
+      total += head.slots.bytes_read(head.slot_from(first), head.slot_from(last));
+    }
+    return total;
+  }
   last = slot_of(last);
   first = std::clamp<int64_t>(slot_of(first), 0, last);
   const int64_t coded = std::clamp(coded_slots(last - 1), first, last);
@@ -223,13 +255,24 @@ int64_t LayerKv::bytes_read(int64_t first, int64_t last) const {
          ((coded > first ? pages * page_bytes_ : 0) + (last - coded) * exact_row);
 }
 
+bool LayerKv::can_truncate(int64_t length) const {
+  if (length == 0) return true;
+  if (merge() != nullptr) {
+    const std::vector<int32_t>& positions = heads_[0].positions;
+    return !positions.empty() && length - 1 == positions.back();
+  }
+  if (length == n_slots() + slots_.n_dropped) return true;
+  return policy() == nullptr && recipe_->coded_before(length - 1) >= exact_begin_;
+}
+
 void LayerKv::truncate(int64_t length) {
   QUERN_CHECK(can_truncate(length));
+  if (merge() != nullptr && length > 0) return;
   if (length == 0) {
     exact_begin_ = 0;
     sinks_ = nullptr;
     text_ = nullptr;
-    if (policy() != nullptr) slots_ = KvSlots(*policy(), shape_.n_kv_heads);
+    forget();
   }
   length_ = slot_of(length);
   pages_.resize(length_ > 0 ? coded_slots(length_ - 1) / kKeyBlock : 0);
@@ -288,8 +331,8 @@ KvCache KvCache::copy() const {
 Status KvCache::truncate(int64_t length) {
   for (const LayerKv& layer : layers_) {
     if (!layer.can_truncate(length)) {
-      return error("the cache cannot go back to {} of {} tokens: what came before is coded", length,
-                   length_);
+      return error("the cache cannot go back to {} of {} tokens: what came before is {}", length,
+                   length_, layer.recipe().is_coded() ? "coded" : "dropped or merged");
     }
   }
   for (LayerKv& layer : layers_) layer.truncate(length);

@@ -2,7 +2,8 @@
 // Keys and values of one sequence, one store per layer, as its KvRecipe says: pages of codes, and
 // the newest positions as halves or floats. Keys are stored as attention reads them, after RoPE. A
 // copy shares all of it until one of the two writes. Under a policy of eviction positions lie in
-// slots, without one slot and position are the same.
+// slots, without one slot and position are the same. Where heads merge, each has slots of its own
+// number.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +18,9 @@
 #include "kernels/hadamard.h"
 #include "kvcache/kv_blocks.h"
 #include "kvcache/kv_cache_recipe.h"
+#include "kvcache/kv_feature_maps.h"
 #include "kvcache/kv_layer_state.h"
+#include "kvcache/kv_merge.h"
 #include "kvcache/kv_rope.h"
 #include "kvcache/kv_sinks.h"
 #include "kvcache/kv_slots.h"
@@ -31,7 +34,11 @@ struct KvShape {
   std::shared_ptr<const KvRope> rope;  // for recipes that code keys before it
   // Codecs with tables, by head; empty: the recipe's own.
   std::vector<std::shared_ptr<const KvCodec>> keys, values;
+  std::shared_ptr<const KvFeatureMaps> maps;  // for policies that absorb
+  std::shared_ptr<const KvMerge> merge;       // null: heads do not merge
 };
+
+struct KvMergedHead;
 
 // What codecs of one layer have from the first page of a text.
 struct KvTextTables {
@@ -55,21 +62,13 @@ class LayerKv {
   // Shares nothing any more.
   void make_own();
   // Allocated, without what is in `seen`, which gains it.
-  size_t n_new_bytes(std::set<const void*>& seen) const {
-    const bool has_sinks = sinks_ != nullptr && seen.insert(sinks_.get()).second;
-    return exact_blocks_.n_new_bytes(seen) + pages_.n_new_bytes(seen) + slots_.n_bytes() +
-           (has_sinks ? 2 * sinks_->halves().size() : 0) +
-           (text_ != nullptr && seen.insert(text_.get()).second ? text_->n_bytes() : 0);
-  }
+  size_t n_new_bytes(std::set<const void*>& seen) const;
   // What a query that sees positions [first, last), itself the last of them, reads of all heads.
   int64_t bytes_read(int64_t first, int64_t last) const;
 
   // Whether positions from `length` on can be dropped: what then is the newest must not be codes,
-  // and no score or decision can be taken back.
-  bool can_truncate(int64_t length) const {
-    if (length == 0 || length == n_slots() + slots_.n_dropped) return true;
-    return policy() == nullptr && recipe_->coded_before(length - 1) >= exact_begin_;
-  }
+  // and no score, decision or mean can be taken back.
+  bool can_truncate(int64_t length) const;
   void truncate(int64_t length);
 
   // A query at `position` reads the slots before this one from codes.
@@ -81,10 +80,19 @@ class LayerKv {
   int64_t slot_of(int64_t position) const { return position - slots_.n_dropped; }
   const KvSlots& slots() const { return slots_; }
   KvSlots& slots() { return slots_; }
+  // What was dropped, under a policy that absorbs it: its sums, and the maps that read them.
+  const KvAbsorbed& absorbed() const { return absorbed_; }
+  const KvFeatureMaps* maps() const { return shape_.maps.get(); }
   // Drops what the policy says, if there is more than its budget; whether it did.
   bool evict();
-  // Keys of a few slots anew; rows [n_kv_heads * d_head].
-  void put_keys(int64_t slot, MatrixView<const float> k);
+  // A few slots anew; rows [n_kv_heads * d_head].
+  void rewrite(KvSide side, int64_t slot, MatrixView<const float> rows);
+
+  // Merging (kv_merged.cc). Slots, codes and blocks are those of `merged()`, a cache for each head,
+  // and the caller puts rows there.
+  const KvMerge* merge() const { return shape_.merge.get(); }  // null: a slot is a position
+  std::span<KvMergedHead> merged();
+  std::span<const KvMergedHead> merged() const;
 
   // All that decides what queries from the next position on read, as tensors, and back into an
   // empty layer. `restore` checks shapes and that all numbers are such.
@@ -151,9 +159,13 @@ class LayerKv {
   void put_key(int64_t head, int64_t slot, const float* key);
   void put_value(int64_t head, int64_t slot, const float* value);
   bool close_ranks();
+  void absorb(int64_t head, std::span<const int32_t> kept);
+  void row_floats(KvSide side, int64_t head, int64_t slot, float* x) const;
   void move_row(int64_t head, int64_t from, int64_t to);
   void make_room(int64_t slot, int64_t n);
+  void forget();
   Status restore_pages(const KvFindTensor& find);
+  Status restore_absorbed(const KvFindTensor& find);
   // Looks at the first page, as codecs see it, for those that have tables of the text.
   void fit_text();
   Status bind_text(KvSide side, KvTextTables& text) const;
@@ -175,6 +187,8 @@ class LayerKv {
   DType exact_;
   int64_t capacity_;
   KvSlots slots_;
+  KvAbsorbed absorbed_;
+  std::vector<KvMergedHead> heads_;
   // Slots [exact_begin_, length_) as they came, exact_begin_ a multiple of kKeyBlock: of every
   // head, keys turned, and rows of values.
   int64_t exact_begin_ = 0, length_ = 0;
@@ -186,6 +200,36 @@ class LayerKv {
   std::shared_ptr<const KvTextTables> text_;  // from when page 0 is coded
   std::shared_ptr<KvSinks> sinks_;            // of page 0, from when it is coded; shared with forks
 };
+
+// A KV head that merges: its slots in a cache of one head.
+struct KvMergedHead {
+  KvMergedHead(const KvShape& layer, int64_t capacity,
+               const std::shared_ptr<const KvRecipe>& recipe)
+      : slots({.n_kv_heads = 1, .d_head = layer.d_head}, capacity, recipe),
+        open(layer.merge->window(), layer.d_head) {}
+
+  int64_t slot_from(int64_t position) const {  // the first whose newest token is not before it
+    return std::lower_bound(positions.begin(), positions.end(), position) - positions.begin();
+  }
+  size_t n_new_bytes(std::set<const void*>& seen) const {
+    return slots.n_new_bytes(seen) + positions.capacity() * sizeof(int32_t) + open.n_bytes();
+  }
+  // Stores a token's means behind RoPE [1, d_head]: in the newest slot, or in one that is new.
+  void join(int64_t position, MatrixView<const float> k, MatrixView<const float> v);
+  void start(int64_t position, MatrixView<const float> k, MatrixView<const float> v);
+
+  // As tensors "heads.H.NAME", and back into one that is empty.
+  void add_state(int64_t head, std::vector<KvStateTensor>& tensors) const;
+  Status restore(int64_t head, int64_t n_positions, const KvFindTensor& find);
+  static std::string state_name(int64_t head, std::string_view name);
+
+  LayerKv slots;
+  std::vector<int32_t> positions;  // by slot: of its newest token, ascending
+  KvOpenSlot open;                 // the newest
+};
+
+inline std::span<KvMergedHead> LayerKv::merged() { return heads_; }
+inline std::span<const KvMergedHead> LayerKv::merged() const { return heads_; }
 
 class KvCache {
  public:

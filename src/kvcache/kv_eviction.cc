@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/checked.h"
 #include "base/parallel.h"
+#include "kernels/kernels.h"
 #include "kvcache/kv_cache.h"
 
 namespace quern {
@@ -72,6 +73,7 @@ bool LayerKv::close_ranks() {
   parallel_for(shape_.n_kv_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head) {
       const auto at = static_cast<size_t>(head);
+      if (policy()->absorbs()) absorb(head, kept[at]);
       for (int64_t i = first; i < n; ++i) {
         const auto to = static_cast<size_t>(i);
         const auto from = static_cast<size_t>(kept[at][to]);
@@ -94,6 +96,34 @@ bool LayerKv::close_ranks() {
   return true;
 }
 
+// Adds the slots of a head that are not among `kept` to the state, the oldest first.
+void LayerKv::absorb(int64_t head, std::span<const int32_t> kept) {
+  const int64_t n = length_ - static_cast<int64_t>(kept.size()), d = shape_.d_head;
+  Matrix<float> keys(n, d), values(n, d), psi(n, shape_.maps->n_features());
+  size_t next = 0;
+  for (int64_t slot = 0, i = 0; slot < length_; ++slot) {
+    if (next < kept.size() && kept[next] == slot) {
+      ++next;
+      continue;
+    }
+    row_floats(KvSide::kKeys, head, slot, keys.row(i));
+    row_floats(KvSide::kValues, head, slot, values.row(i++));
+  }
+  shape_.maps->psi(head, keys.view(), psi.data());
+  for (int64_t i = 0; i < n; ++i) absorbed_.add(head, psi.row(i), values.row(i));
+}
+
+// A row of halves, as it came, of blocks that begin at slot 0.
+void LayerKv::row_floats(KvSide side, int64_t head, int64_t slot, float* x) const {
+  const int64_t block = slot / kKeyBlock, row = slot % kKeyBlock, d = shape_.d_head;
+  if (side == KvSide::kValues) {
+    const std::byte* values = exact_blocks_.at(block, value_part(head));
+    return kernels().f16_to_float(values + value_place(row, 0), d, x);
+  }
+  const std::byte* keys = exact_blocks_.at(block, key_part(head));
+  for (int64_t c = 0; c < d; ++c) kernels().f16_to_float(keys + key_place(row, c), 1, x + c);
+}
+
 void LayerKv::move_row(int64_t head, int64_t from, int64_t to) {
   if (from == to) return;
   const int64_t width = dtype_bits(exact_) / 8, row = row_bytes();
@@ -109,13 +139,18 @@ void LayerKv::move_row(int64_t head, int64_t from, int64_t to) {
               static_cast<size_t>(row));
 }
 
-void LayerKv::put_keys(int64_t slot, MatrixView<const float> k) {
-  QUERN_CHECK(slot >= exact_begin_ && slot + k.rows <= length_);
+void LayerKv::rewrite(KvSide side, int64_t slot, MatrixView<const float> rows) {
+  QUERN_CHECK(slot >= exact_begin_ && slot + rows.rows <= length_);
   exact_blocks_.make_own((slot - exact_begin_) / kKeyBlock,
-                         ceil_div(slot + k.rows - exact_begin_, kKeyBlock));
+                         ceil_div(slot + rows.rows - exact_begin_, kKeyBlock));
   for (int64_t head = 0; head < shape_.n_kv_heads; ++head) {
-    for (int64_t i = 0; i < k.rows; ++i) {
-      put_key(head, slot + i, k.row(i) + head * shape_.d_head);
+    for (int64_t i = 0; i < rows.rows; ++i) {
+      const float* row = rows.row(i) + head * shape_.d_head;
+      if (side == KvSide::kKeys) {
+        put_key(head, slot + i, row);
+      } else {
+        put_value(head, slot + i, row);
+      }
     }
   }
 }

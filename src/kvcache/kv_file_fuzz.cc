@@ -15,30 +15,54 @@ constexpr int64_t kDims = 16;
 const KvShape kShape = {1, kDims};
 constexpr int64_t kRoom = 256;
 
-void use(KvCache& cache) {
+bool is_finite(const KvOperand& operand) {
   constexpr int64_t kNumbers = kKeyBlock * kDims;
+  static AlignedVector<float> floats(kNumbers);
+  return std::isfinite(floats_of(operand, kNumbers, floats.data())[0]);
+}
+
+// Every slot of the one head is read.
+void read_all(const LayerKv& layer, int64_t coded) {
   KvScratchMemory memory;
-  AlignedVector<float> floats(kNumbers);
-  const LayerKv& layer = cache.layer(0);
-  const int64_t coded = layer.coded_before(cache.length() - 1);
   for (int64_t p = 0; p < layer.n_slots(); p += kKeyBlock) {
     const LayerKv::Codes codes(layer, 0);
     const LayerKv::Exact exact(layer, 0);
     const KvBlocks& blocks = p < coded ? static_cast<const KvBlocks&>(codes) : exact;
     const KvScratch scratch = memory.view(kShape.d_head);
-    const auto is_finite = [&](const KvOperand& operand) {
-      return std::isfinite(floats_of(operand, kNumbers, floats.data())[0]);
-    };
     QUERN_CHECK(is_finite(blocks.keys(p / kKeyBlock, scratch)));
     QUERN_CHECK(is_finite(blocks.values(p / kKeyBlock, scratch)));
   }
-  const Matrix<float> rows(std::min<int64_t>(70, kRoom - cache.length()), kShape.d_head);
-  cache.layer(0).put(cache.length(), rows.view(), rows.view());
-  cache.advance(rows.rows());
+}
+
+void grow_merged(KvMergedHead& head, int64_t position, int64_t n) {
+  read_all(head.slots, 0);
+  Matrix<float> rows(2, kDims);
+  for (int64_t i = 0; i < n; ++i) {
+    head.open.add(i % 3 == 0, 1, rows.row(0), rows.row(1));
+    const MatrixView<const float> k = rows.view().row_range(0, 1), v = rows.view().row_range(1, 1);
+    if (i % 3 == 0) {
+      head.start(position + i, k, v);
+    } else {
+      head.join(position + i, k, v);
+    }
+  }
+}
+
+void use(KvCache& cache) {
+  LayerKv& layer = cache.layer(0);
+  const int64_t n = std::min<int64_t>(70, kRoom - cache.length());
+  if (layer.merge() != nullptr) {
+    grow_merged(layer.merged()[0], cache.length(), n);
+  } else {
+    read_all(layer, layer.coded_before(cache.length() - 1));
+    const Matrix<float> rows(n, kDims);
+    layer.put(cache.length(), rows.view(), rows.view());
+  }
+  cache.advance(n);
   const bool may_evict = layer.policy() != nullptr &&
                          (layer.slots().is_open || layer.policy()->n_prompt_queries() == 0);
-  if (may_evict) cache.layer(0).evict();
-  for (const KvStateTensor& tensor : cache.layer(0).state()) QUERN_CHECK(!tensor.name.empty());
+  if (may_evict) layer.evict();
+  for (const KvStateTensor& tensor : layer.state()) QUERN_CHECK(!tensor.name.empty());
 }
 
 }  // namespace

@@ -128,6 +128,13 @@ Status KvSlots::restore(const KvPolicy& policy, int64_t n_positions, const KvFin
 }
 
 std::vector<KvStateTensor> LayerKv::state() const {
+  if (merge() != nullptr) {
+    std::vector<KvStateTensor> tensors;
+    for (size_t i = 0; i < heads_.size(); ++i) {
+      heads_[i].add_state(static_cast<int64_t>(i), tensors);
+    }
+    return tensors;
+  }
   const int64_t begin = std::max(exact_begin_, exact_needed(length_)), n = length_ - begin;
   const int64_t heads = shape_.n_kv_heads, row = row_bytes();
   const auto width = static_cast<size_t>(dtype_bits(exact_)) / 8;
@@ -152,6 +159,13 @@ std::vector<KvStateTensor> LayerKv::state() const {
   tensors.push_back(std::move(keys));
   tensors.push_back(std::move(values));
   if (policy() != nullptr) slots_.add_state(tensors);
+  if (maps() != nullptr) {
+    const int64_t n = maps()->n_features();
+    tensors.push_back(KvStateTensor::of("absorbed", DType::kF32, absorbed_.values()));
+    tensors.back().shape = {heads, n, shape_.d_head};
+    tensors.push_back(KvStateTensor::of("absorbed_weights", DType::kF32, absorbed_.weights()));
+    tensors.back().shape = {heads, n};
+  }
   if (!recipe_->is_coded()) return tensors;
   KvStateTensor pages{"pages", DType::kU8, {pages_.size(), heads, page_bytes_}, {}};
   for (int64_t block = 0; block < pages_.size(); ++block) {
@@ -176,7 +190,12 @@ std::vector<KvStateTensor> LayerKv::state() const {
 
 Status LayerKv::restore(int64_t n_positions, const KvFindTensor& find) {
   QUERN_CHECK(length_ == 0 && n_positions <= capacity_);
+  for (size_t i = 0; i < heads_.size(); ++i) {
+    QUERN_TRY(heads_[i].restore(static_cast<int64_t>(i), n_positions, find));
+  }
+  if (merge() != nullptr) return {};
   if (policy() != nullptr) QUERN_TRY(slots_.restore(*policy(), n_positions, find));
+  if (maps() != nullptr) QUERN_TRY(restore_absorbed(find));
   const int64_t length = n_positions - slots_.n_dropped;
   const int64_t heads = shape_.n_kv_heads, row = row_bytes();
   const auto width = static_cast<size_t>(dtype_bits(exact_)) / 8;
@@ -214,6 +233,25 @@ Status LayerKv::restore(int64_t n_positions, const KvFindTensor& find) {
   }
   length_ = length;
   if (recipe_->is_coded()) QUERN_TRY(restore_pages(find));
+  return {};
+}
+
+Status LayerKv::restore_absorbed(const KvFindTensor& find) {
+  const int64_t heads = shape_.n_kv_heads, n = maps()->n_features();
+  QUERN_ASSIGN(const TensorInfo* values,
+               tensor_of(find("absorbed"), "absorbed", DType::kF32, {heads, n, shape_.d_head}));
+  QUERN_ASSIGN(const TensorInfo* weights,
+               tensor_of(find("absorbed_weights"), "absorbed_weights", DType::kF32, {heads, n}));
+  if (!is_finite(DType::kF32, values->bytes, heads * n * shape_.d_head) ||
+      !is_finite(DType::kF32, weights->bytes, heads * n)) {
+    return error("absorbed tokens with a number that is none");
+  }
+  std::memcpy(absorbed_.values().data(), values->bytes, values->n_bytes);
+  std::memcpy(absorbed_.weights().data(), weights->bytes, weights->n_bytes);
+  const auto is_negative = [](float z) { return z < 0; };
+  if (std::any_of(absorbed_.weights().begin(), absorbed_.weights().end(), is_negative)) {
+    return error("absorbed tokens with a negative weight");
+  }
   return {};
 }
 

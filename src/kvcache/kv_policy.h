@@ -52,6 +52,10 @@ class KvPolicy {
   // First positions whose keys turn with the window, so that distances are those in the cache.
   virtual int64_t n_moving() const { return 0; }
 
+  // Whether what is dropped goes into a state that queries read (kv_feature_maps.h), by trained
+  // parameters of the model.
+  virtual bool absorbs() const { return false; }
+
   // The longest distance between a query and a key, where positions may go beyond the context.
   virtual int64_t most_distance() const { return kNever; }
 

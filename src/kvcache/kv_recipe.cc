@@ -17,6 +17,7 @@ constexpr spec::ParamSpec kParams[] = {
     {"rope", ParamKind::kChoice, "stored", 0, 0, "stored|read", "when coded keys are turned"},
     {"rotate", ParamKind::kChoice, "false", 0, 0, "true|false", "heads by a Hadamard matrix"},
     {"evict", ParamKind::kCall, "none", 0, 0, "", "policy of eviction"},
+    {"merge", ParamKind::kCall, "none", 0, 0, "", "rule of merging"},
 };
 
 constexpr KvPreset kPresets[] = {
@@ -47,14 +48,44 @@ constexpr KvPreset kPresets[] = {
     {"lloyd-2bit", "kv(k=lloyd(2), v=lloyd(2), rotate=true)", "TurboQuant at 2 bits"},
 };
 
+// Which positions stay apart: a policy or a rule of merging, or neither.
+Status read_kept(const spec::Params& params, bool is_coded, KvRecipe& recipe) {
+  if (params.call("evict").name != "none") {
+    QUERN_ASSIGN(recipe.policy, make_kv_policy(params.call("evict")));
+  }
+  if (params.call("merge").name == "none") return {};
+  QUERN_ASSIGN(recipe.merge, make_kv_merge(params.call("merge")));
+  if (!is_coded && recipe.policy == nullptr) return {};
+  return usage_error(
+      "kv: merge={} with codecs or a policy: slots that still change are halves, and all stay",
+      recipe.merge->spec());
+}
+
+// Whether a policy goes with what else the recipe says.
+Status check_policy(const KvRecipe& recipe) {
+  const KvPolicy& policy = *recipe.policy;
+  if (recipe.sinks != 0 || recipe.codes_unturned) {
+    return usage_error("kv: sinks and rope=read with {}, which moves positions", policy.spec());
+  }
+  QUERN_TRY(policy.check_coded());
+  if (!policy.absorbs() || !recipe.rotate) return {};
+  return usage_error("kv: rotate=true with {}: its maps are of heads that are not rotated",
+                     policy.spec());
+}
+
 // A recipe without codecs: what is left of it.
 Result<KvRecipe> uncoded(KvRecipe recipe) {
   if (recipe.window != 0 || recipe.rotate || recipe.sinks != 0 || recipe.codes_unturned) {
     return usage_error(
         "kv: window, sinks, rope and rotate are for codecs, and there is no k and no v");
   }
-  if (recipe.policy == nullptr) return usage_error("kv: neither codecs nor a policy");
-  recipe.text = fmt::format("kv(evict={})", recipe.policy->spec());
+  if (recipe.policy != nullptr) {
+    recipe.text = fmt::format("kv(evict={})", recipe.policy->spec());
+  } else if (recipe.merge != nullptr) {
+    recipe.text = fmt::format("kv(merge={})", recipe.merge->spec());
+  } else {
+    return usage_error("kv: neither codecs nor a policy nor a rule of merging");
+  }
   return recipe;
 }
 
@@ -96,9 +127,7 @@ Result<KvRecipe> KvRecipe::parse(std::string_view text) {
   if (recipe.codes_unturned && recipe.rotate) {
     return usage_error("kv: rope=read and rotate=true: what is rotated has been turned before");
   }
-  if (params.call("evict").name != "none") {
-    QUERN_ASSIGN(recipe.policy, make_kv_policy(params.call("evict")));
-  }
+  QUERN_TRY(read_kept(params, has_keys, recipe));
   if (!has_keys) return uncoded(std::move(recipe));
   QUERN_ASSIGN(recipe.keys, make_kv_codec(params.call("k")));
   QUERN_ASSIGN(recipe.values, make_kv_codec(params.call("v")));
@@ -115,11 +144,7 @@ Result<KvRecipe> KvRecipe::parse(std::string_view text) {
   if (recipe.codes_unturned) recipe.text += ", rope=read";
   if (recipe.rotate) recipe.text += ", rotate=true";
   if (recipe.policy != nullptr) {
-    if (recipe.sinks != 0 || recipe.codes_unturned) {
-      return usage_error("kv: sinks and rope=read with {}, which moves positions",
-                         recipe.policy->spec());
-    }
-    QUERN_TRY(recipe.policy->check_coded());
+    QUERN_TRY(check_policy(recipe));
     recipe.text += fmt::format(", evict={}", recipe.policy->spec());
   }
   recipe.text += ")";

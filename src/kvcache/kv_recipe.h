@@ -3,6 +3,7 @@
 //
 //   bf16 | f16 | f32 | name of a preset
 //   kv(k=CODEC, v=CODEC, window=N, sinks=N, rope=stored|read, rotate=true|false, evict=POLICY)
+//   kv(merge=RULE)
 //
 // Positions are coded in whole pages, once all of a page lie `window` or more before the newest;
 // until then they are kept as halves. What a query reads depends on its position alone, so that
@@ -16,6 +17,7 @@
 #include <string_view>
 
 #include "kvcache/kv_codec.h"
+#include "kvcache/kv_merge.h"
 #include "kvcache/kv_policy.h"
 #include "tensor/dtype.h"
 
@@ -31,12 +33,13 @@ struct KvRecipe {
   bool codes_unturned = false;  // keys are coded before RoPE (kv_rope.h)
   bool rotate = false;  // heads of q, k and v by a Hadamard matrix (QuaRot, arXiv 2404.00456)
   std::shared_ptr<const KvPolicy> policy;  // null: everything stays
+  std::shared_ptr<const KvMerge> merge;    // null: a token is a slot
 
   static Result<KvRecipe> parse(std::string_view text);
   static KvRecipe plain(DType exact);
 
   bool is_coded() const { return keys != nullptr; }
-  bool is_plain() const { return !is_coded() && policy == nullptr; }
+  bool is_plain() const { return !is_coded() && policy == nullptr && merge == nullptr; }
   // Of a number in a coded page of heads of d_head dimensions, side information included; the mean
   // of keys and values.
   double bits(int64_t d_head) const;
@@ -47,6 +50,9 @@ struct KvRecipe {
     return is_coded() &&
            (keys->tables() == KvTables::kOfModel || values->tables() == KvTables::kOfModel);
   }
+  bool absorbs() const { return policy != nullptr && policy->absorbs(); }
+  // Parameters that stand with the tables of a model.
+  bool has_trained() const { return absorbs() || (merge != nullptr && merge->has_tables()); }
   bool has_text_tables() const {
     return is_coded() &&
            (keys->tables() == KvTables::kOfText || values->tables() == KvTables::kOfText);

@@ -44,12 +44,41 @@ inline std::shared_ptr<const KvCodec> ready_codec(std::string_view text, KvSide 
   return *codec->with_tables(rows, 0, *codec->fit(rows));
 }
 
+// Trained parameters of a layer that no training made: Gaussian numbers.
+inline KvTableSet untrained_tables(const KvHeads& heads) {
+  constexpr int64_t kHidden = 5, kFeatures = 3;
+  const int64_t d = heads.d_head, n = heads.n_kv_heads;
+  KvTableSet tables;
+  const auto put = [&](const char* name, const Shape& shape) {
+    const Matrix<float> x = gaussian_rows(1, *element_count(shape), 7);
+    tables.put(0, name, shape, {x.data(), x.data() + x.cols()});
+  };
+  put("less.query_in", {1, kHidden, d});
+  put("less.query_out", {1, kFeatures, kHidden});
+  put("less.key_in", {n, kHidden, d});
+  put("less.key_out", {n, kFeatures, kHidden});
+  put("less.key_mix", {n, kFeatures, kFeatures});
+  put("less.key_scale", {n, kFeatures});
+  put("less.key_mix_scale", {n, kFeatures});
+  put("dmc.merge", {n, d + 1});
+  put("dmc.weight", {heads.n_heads, d + 1});
+  return tables;
+}
+
 // A shape with all that a recipe needs for one layer: angles, tables.
 inline KvShape ready_shape(KvShape shape, int64_t capacity, const KvRecipe& recipe) {
   RopeDesc rope;
   rope.n_dims = static_cast<int>(shape.d_head);
   for (int j = 0; j < rope.n_dims / 2; ++j) rope.inv_freq.push_back(std::pow(.8, j));
   if (recipe.codes_unturned) shape.rope = std::make_shared<const KvRope>(rope, capacity);
+  const KvHeads heads{shape.n_kv_heads, shape.n_kv_heads, shape.d_head};
+  if (recipe.absorbs()) {
+    shape.maps = *KvFeatureMaps::load(untrained_tables(heads), 0, heads);
+  }
+  shape.merge = recipe.merge;
+  if (recipe.merge != nullptr && recipe.merge->has_tables()) {
+    shape.merge = *recipe.merge->with_tables(untrained_tables(heads), 0, heads);
+  }
   for (int64_t head = 0; head < shape.n_kv_heads && recipe.has_tables(); ++head) {
     shape.keys.push_back(ready_codec(recipe.keys->spec(), KvSide::kKeys, shape.d_head));
     shape.values.push_back(ready_codec(recipe.values->spec(), KvSide::kValues, shape.d_head));

@@ -28,6 +28,8 @@ class Part {
     heads.reserve(static_cast<size_t>(a_.n_kv_heads));  // jobs point into it
     const int64_t n_weights = n * n_heads_ * kv_.n_slots();
     if (with_weights) weights_.resize(static_cast<size_t>(a_.n_kv_heads * n_weights));
+    const bool has_absorbed = kv_.maps() != nullptr && kv_.slots().n_dropped > 0;
+    std::vector<float> lse(static_cast<size_t>(has_absorbed ? n * a_.n_heads : 0));
     for (int64_t head = 0; head < a_.n_kv_heads; ++head) {
       Head& one = heads.emplace_back(Head{LayerKv::Codes(kv_, head), {kv_, head}});
       look(head, n, one);
@@ -44,10 +46,12 @@ class Part {
       args.out = z.row(0) + head * n_heads_ * a_.d_head;
       args.ld_out = z.stride;
       if (with_weights) args.weights = weights_.data() + head * n_weights;
+      if (has_absorbed) args.lse = lse.data() + head * n * n_heads_;
       jobs.push_back(args);
     }
     quern::attend(jobs);
     if (with_weights) observe(n);
+    if (has_absorbed) read_absorbed(q, lse, z);
   }
 
  private:
@@ -72,6 +76,26 @@ class Part {
     }
     one.segments = {{{&one.codes, one.begin.data(), one.coded.data()},
                      {&one.exact, one.coded.data(), one.end.data()}}};
+  }
+
+  // Merges what was dropped into z; lse [n_kv_heads, n, heads of a group].
+  void read_absorbed(MatrixView<const float> q, std::span<const float> lse,
+                     MatrixView<float> z) const {
+    const KvFeatureMaps& maps = *kv_.maps();
+    const int64_t n = q.rows, d = a_.d_head;
+    parallel_for(a_.n_heads, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> phi(static_cast<size_t>(n * maps.n_features()));
+      for (int64_t head = begin; head < end; ++head) {
+        const int64_t kv_head = head / n_heads_;
+        if (kv_.absorbed().is_empty(kv_head)) continue;
+        maps.phi(head, q.col_range(head * d, d), phi.data());
+        for (int64_t i = 0; i < n; ++i) {
+          const int64_t at = (kv_head * n + i) * n_heads_ + head % n_heads_;
+          kv_.absorbed().merge(kv_head, phi.data() + i * maps.n_features(),
+                               lse[static_cast<size_t>(at)], z.row(i) + head * d);
+        }
+      }
+    });
   }
 
   void observe(int64_t n) {
@@ -130,7 +154,7 @@ void attend_evicting(const EvictingRows& rows) {
       Matrix<float> k(slots.n_moving(), slots.moving_width);
       std::copy(slots.moving.begin(), slots.moving.end(), k.data());
       rows.place(k.view(), slots.n_dropped);
-      kv.put_keys(0, k.view());
+      kv.rewrite(KvSide::kKeys, 0, k.view());
     }
   }
 }

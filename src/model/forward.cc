@@ -11,6 +11,7 @@
 #include "kernels/attention.h"
 #include "kernels/kernels.h"
 #include "model/eviction.h"
+#include "model/merging.h"
 #include "model/rope.h"
 #include "model/row_passes.h"
 #include "tensor/scratch.h"
@@ -127,20 +128,23 @@ class LayerRun {
     return tap_ == nullptr || tap_->input(role, expert, x);
   }
 
-  bool show_heads(MatrixView<const float> q, MatrixView<const float> k, MatrixView<const float> v) {
+  // Heads of queries or keys; `to` may be `from`.
+  void norm_heads(MatrixView<const float> from, const NormWeight& weight,
+                  MatrixView<float> to) const {
     const AttentionDesc& a = desc_.attention;
-    if (a.qk_norm.kind == NormKind::kNone) return tap_->heads(q, k, v);
+    if (a.qk_norm.kind == NormKind::kNone && from.data == to.data) return;
+    for_rows(to, [&](int64_t i) {
+      for (int64_t c = 0; c < to.cols; c += a.d_head) {
+        norm_row(a.qk_norm, weight, from.row(i) + c, a.d_head, to.row(i) + c);
+      }
+    });
+  }
+
+  bool show_heads(MatrixView<const float> q, MatrixView<const float> k, MatrixView<const float> v) {
+    if (desc_.attention.qk_norm.kind == NormKind::kNone) return tap_->heads(q, k, v);
     ScratchMatrix normed_q(q.rows, q.cols), normed_k(k.rows, k.cols);
-    const auto norm = [&](MatrixView<const float> from, const NormWeight& weight,
-                          MatrixView<float> to) {
-      for_rows(to, [&](int64_t i) {
-        for (int64_t c = 0; c < to.cols; c += a.d_head) {
-          norm_row(a.qk_norm, weight, from.row(i) + c, a.d_head, to.row(i) + c);
-        }
-      });
-    };
-    norm(q, weights_.q_norm, normed_q.view());
-    norm(k, weights_.k_norm, normed_k.view());
+    norm_heads(q, weights_.q_norm, normed_q.view());
+    norm_heads(k, weights_.k_norm, normed_k.view());
     return tap_->heads(normed_q.view(), normed_k.view(), v);
   }
 
@@ -164,7 +168,7 @@ class LayerRun {
     place_heads(q.view(), k.view(), v.view());
     spend(attention_time_, [&] {
       attend_all(q.view(), z.view());
-      evict_all(q.view(), k.view(), v.view(), z.view());
+      attend_as_it_goes(q.view(), k.view(), v.view(), z.view());
     });
     for_rotated([&](const HadamardPlan& rotation, int64_t row, int64_t n) {
       rotation.apply_rows_transposed(heads_of(z.view(), row, n));
@@ -195,10 +199,11 @@ class LayerRun {
     const AttentionDesc& a = desc_.attention;
     const RopeTable* rope = a.rope.n_dims > 0 ? &rope_.at(a.rope, sequences_) : nullptr;
     keep_moving(k);
+    const bool is_normed = pool_all(q, k, v);
     const auto prepare = [&](MatrixView<float> x, int64_t i, const NormWeight& norm) {
       for (int64_t h = 0; h < x.cols / a.d_head; ++h) {
         float* head = x.row(i) + h * a.d_head;
-        norm_row(a.qk_norm, norm, head, a.d_head, head);
+        if (!is_normed) norm_row(a.qk_norm, norm, head, a.d_head, head);
         if (rope != nullptr) {
           kernels().rope(rope->cosine.row(i), rope->sine.row(i), a.rope.n_dims, head);
         }
@@ -215,7 +220,7 @@ class LayerRun {
       for (const MatrixView<float>& x : {q, k, v}) rotation.apply_rows(heads_of(x, row, n));
     });
     for_sequences([&](const SequenceRows& sequence, int64_t row) {
-      if (sequence.kv->policy() != nullptr) return;  // stores as it goes
+      if (stores_as_it_goes(*sequence.kv)) return;
       sequence.kv->put(sequence.position, k.row_range(row, sequence.n_rows),
                        v.row_range(row, sequence.n_rows));
     });
@@ -230,28 +235,54 @@ class LayerRun {
     }
   }
 
+  static bool stores_as_it_goes(const LayerKv& kv) {
+    return kv.policy() != nullptr || kv.merge() != nullptr;
+  }
+
+  MergingRows merging_rows(const SequenceRows& s, int64_t row, MatrixView<float> q,
+                           MatrixView<float> k, MatrixView<float> v) {
+    const int64_t heads = desc_.attention.n_kv_heads, n = s.n_rows;
+    joins_.resize(static_cast<size_t>(q.rows * heads));
+    return {&desc_.attention,
+            s.kv,
+            s.position,
+            q.row_range(row, n),
+            k.row_range(row, n),
+            v.row_range(row, n),
+            joins_.data() + row * heads};
+  }
+
+  // Keys and values of caches that merge become means. True if there are any: heads are normed.
+  bool pool_all(MatrixView<float> q, MatrixView<float> k, MatrixView<float> v) {
+    const auto merges = [](const SequenceRows& s) { return s.kv->merge() != nullptr; };
+    if (std::none_of(sequences_.begin(), sequences_.end(), merges)) return false;
+    norm_heads(q, weights_.q_norm, q);
+    norm_heads(k, weights_.k_norm, k);
+    for_sequences([&](const SequenceRows& s, int64_t row) {
+      if (s.kv->merge() != nullptr) pool_rows(merging_rows(s, row, q, k, v));
+    });
+    return true;
+  }
+
   // Keys before RoPE of first positions that may have to be turned again.
   void keep_moving(MatrixView<const float> k) {
     for_sequences([&](const SequenceRows& sequence, int64_t row) {
       const KvPolicy* policy = sequence.kv->policy();
       const int64_t n = policy == nullptr ? 0 : policy->n_moving() - sequence.position;
       if (n <= 0) return;
-      const AttentionDesc& a = desc_.attention;
       ScratchMatrix kept(std::min(n, sequence.n_rows), k.cols);
-      for (int64_t i = 0; i < kept.rows(); ++i) {
-        for (int64_t h = 0; h < a.n_kv_heads; ++h) {
-          norm_row(a.qk_norm, weights_.k_norm, k.row(row + i) + h * a.d_head, a.d_head,
-                   kept.row(i) + h * a.d_head);
-        }
-      }
+      norm_heads(k.row_range(row, kept.rows()), weights_.k_norm, kept.view());
       sequence.kv->slots().keep_moving(kept.view());
     });
   }
 
-  // Sequences whose caches evict, one after the other.
-  void evict_all(MatrixView<const float> q, MatrixView<const float> k, MatrixView<const float> v,
-                 MatrixView<float> z) {
+  // Sequences whose caches evict or merge, one after the other.
+  void attend_as_it_goes(MatrixView<float> q, MatrixView<float> k, MatrixView<float> v,
+                         MatrixView<float> z) {
     for_sequences([&](const SequenceRows& s, int64_t row) {
+      if (s.kv->merge() != nullptr) {
+        attend_merging(merging_rows(s, row, q, k, v), z.row_range(row, s.n_rows));
+      }
       if (s.kv->policy() == nullptr) return;
       const auto place = [&](MatrixView<float> keys, int64_t position) {
         place_keys(s, position, keys);
@@ -299,7 +330,7 @@ class LayerRun {
         std::clamp<int64_t>(kRows / (a.n_heads / a.n_kv_heads), 1, kMostQueries);
     std::vector<Queries> queries;
     for_sequences([&](const SequenceRows& sequence, int64_t row) {
-      if (sequence.kv->policy() != nullptr) return;
+      if (stores_as_it_goes(*sequence.kv)) return;
       for (int64_t i = 0; i < sequence.n_rows; i += n_queries) {
         const int64_t count = std::min(n_queries, sequence.n_rows - i);
         queries.push_back(look(sequence, row + i, i, count));
@@ -429,6 +460,7 @@ class LayerRun {
   RopeTables& rope_;
   SpentTime *online_time_, *attention_time_;
   LayerTap* tap_;
+  std::vector<uint8_t> joins_;  // [rows, n_kv_heads], of caches that merge
 };
 
 }  // namespace

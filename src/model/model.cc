@@ -96,7 +96,8 @@ Result<KvCache> Model::make_cache(int64_t capacity, const KvCacheRecipe& recipe)
     shapes.push_back({layer.attention.n_kv_heads, layer.attention.d_head});
   }
   QUERN_TRY(add_ropes(capacity, recipe, shapes));
-  if (recipe.has_tables()) QUERN_TRY(add_tables(recipe, shapes));
+  QUERN_TRY(check_heads(capacity, recipe));
+  QUERN_TRY(add_tables(recipe, shapes));
   return KvCache(shapes, capacity, recipe);
 }
 
@@ -117,33 +118,69 @@ Status Model::add_ropes(int64_t capacity, const KvCacheRecipe& recipe,
   return {};
 }
 
-Status Model::add_tables(const KvCacheRecipe& recipe, std::vector<KvShape>& shapes) const {
-  if (files_ == nullptr)
+// Whether caches that know what heads mean find them in the model's own basis.
+Status Model::check_heads(int64_t capacity, const KvCacheRecipe& recipe) const {
+  for (size_t i = 0; i < parts_.layers.size(); ++i) {
+    const auto kept = recipe.of(i);
+    if (!kept->absorbs() && kept->merge == nullptr) continue;
+    if (!parts_.layers[i].online.qk.empty()) {
+      return usage_error("kv: {} is for models whose keys are last turned by RoPE", kept->text);
+    }
+    const int64_t window = desc().layers[i].attention.window;
+    if (kept->absorbs() && window > 0 && window < capacity) {
+      return usage_error(
+          "kv: {}: what is absorbed cannot leave the window of {} tokens of layer {}", kept->text,
+          window, i);
+    }
+  }
+  return {};
+}
+
+Result<std::shared_ptr<const KvTableSet>> Model::tables(const KvCacheRecipe& recipe) const {
+  const std::scoped_lock lock(tables_mutex_);
+  if (tables_ != nullptr) return tables_;
+  if (files_ == nullptr) {
     return usage_error("kv: {}: a model without files has no tables", recipe.text);
+  }
   const std::string path = kv_tables_path(files_->path());
+  const std::string maker = recipe.has_tables() ? "quern calibrate-kv" : "training";
   std::error_code problem;
   if (!std::filesystem::exists(path, problem)) {
-    return usage_error(
-        "kv: {} needs tables of the model, and there is no {}: quern calibrate-kv makes it",
-        recipe.text, path);
+    return usage_error("kv: {} needs tables of the model, and there is no {}: {} makes it",
+                       recipe.text, path, maker);
   }
-  QUERN_ASSIGN(const KvTableSet set, KvTableSet::open(path));
+  QUERN_ASSIGN(KvTableSet set, KvTableSet::open(path));
   if (set.model != files_->digest()) {
-    return usage_error("{}: made of another model: quern calibrate-kv makes it anew", path);
+    return usage_error("{}: made of another model than this, {}: {} makes it anew", path,
+                       files_->digest(), maker);
   }
+  tables_ = std::make_shared<const KvTableSet>(std::move(set));
+  return tables_;
+}
+
+Status Model::add_tables(const KvCacheRecipe& recipe, std::vector<KvShape>& shapes) const {
   for (size_t i = 0; i < shapes.size(); ++i) {
     KvShape& shape = shapes[i];
     const auto kept = recipe.of(i);
-    if (!kept->has_tables()) continue;
+    shape.merge = kept->merge;
+    if (!kept->has_tables() && !kept->has_trained()) continue;
+    QUERN_ASSIGN(const auto set, tables(recipe));
+    const AttentionDesc& a = desc().layers[i].attention;
+    const KvHeads heads{a.n_heads, a.n_kv_heads, a.d_head};
     const auto codecs = [&](KvSide side, const KvCodec& codec) {
-      return set.codecs(i, {side, shape.n_kv_heads, shape.d_head}, codec);
+      return set->codecs(i, {side, shape.n_kv_heads, shape.d_head}, codec);
     };
-    if (kept->keys->tables() == KvTables::kOfModel) {
+    if (kept->is_coded() && kept->keys->tables() == KvTables::kOfModel) {
       QUERN_ASSIGN(shape.keys, codecs(KvSide::kKeys, *kept->keys));
     }
-    if (kept->values->tables() == KvTables::kOfModel) {
+    if (kept->is_coded() && kept->values->tables() == KvTables::kOfModel) {
       QUERN_ASSIGN(shape.values, codecs(KvSide::kValues, *kept->values));
     }
+    if (kept->absorbs()) {
+      QUERN_ASSIGN(shape.maps, KvFeatureMaps::load(*set, i, heads));
+    }
+    if (kept->merge == nullptr) continue;
+    QUERN_ASSIGN(shape.merge, kept->merge->with_tables(*set, i, heads));
   }
   return {};
 }

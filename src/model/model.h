@@ -4,12 +4,14 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
 #include "kvcache/kv_cache.h"
+#include "kvcache/kv_tables.h"
 #include "model/forward.h"
 #include "model/model_files.h"
 #include "tokenizer/tokenizer.h"
@@ -36,7 +38,7 @@ class Model {
   const ModelFiles& files() const;
 
   // Room for `capacity` positions; fails past the model's context, but where the cache keeps all
-  // distances within it. Codecs that are fitted to the model find their tables at kv_tables_path.
+  // distances within it. What is fitted or trained for the model is at kv_tables_path, read once.
   Result<KvCache> make_cache(int64_t capacity, const KvCacheRecipe& recipe = {}) const;
 
   // Runs the tokens as the next positions of the cache's sequence. hidden [ids.size(), d_model] is
@@ -70,10 +72,14 @@ class Model {
   void finish(MatrixView<float> hidden) const;
   Status add_ropes(int64_t capacity, const KvCacheRecipe& recipe,
                    std::vector<KvShape>& shapes) const;
+  Status check_heads(int64_t capacity, const KvCacheRecipe& recipe) const;
+  Result<std::shared_ptr<const KvTableSet>> tables(const KvCacheRecipe& recipe) const;
   Status add_tables(const KvCacheRecipe& recipe, std::vector<KvShape>& shapes) const;
   std::unique_ptr<ModelFiles> files_;  // null if assembled; the parts may point into it
   ModelParts parts_;
   mutable SpentTime online_time_, attention_time_;
+  mutable std::mutex tables_mutex_;
+  mutable std::shared_ptr<const KvTableSet> tables_;  // from when a cache needs them
 };
 
 // The tables of cache codecs (kvcache/kv_tables.h) of a model: in its folder, or beside its file.

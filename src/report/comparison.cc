@@ -72,7 +72,8 @@ Json to_json(const EvalResult& result) {
                {"nll_stderr", result.nll_stderr},
                {"tokens", result.n_tokens},
                {"seconds", result.seconds},
-               {"tokens_per_second", result.tokens_per_second}};
+               {"tokens_per_second", result.tokens_per_second},
+               {"kv_bytes", result.kv_bytes}};
   if (result.has_base) {
     json["kl_mean"] = result.kl_mean;
     json["kl_stderr"] = result.kl_stderr;

@@ -1,19 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Caches that evict, in the bundled model: what every policy must keep.
+// Caches that evict or merge, in the bundled model: what every policy and every rule must keep.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <set>
 
+#include "cache_run.h"
 #include "kvcache/kv_file.h"
-#include "model/model.h"
-#include "scratch.h"
-#include "tokenizer/tokenizer.h"
 
 namespace quern {
 namespace {
-
-const std::string kTiny = QUERN_SOURCE_DIR "/models/tiny";
 
 std::vector<std::string> policies() {
   std::vector<std::string> texts;
@@ -28,43 +23,73 @@ std::vector<std::string> policies() {
   return texts;
 }
 
-class Eviction : public ::testing::TestWithParam<std::string> {
- protected:
-  static constexpr int64_t kLength = 210;
-  void SetUp() override {
-    model_ = *Model::open(kTiny, Activations::kExact);
-    for (Token id = 0; id < kLength; ++id) ids_.push_back(5 + id * 37 % 4000);
-  }
-  KvCache cache(std::string_view text) const {
-    const auto recipe = KvRecipe::parse(text);
-    EXPECT_TRUE(recipe) << text << ": " << recipe.error().message;
-    return *model_->make_cache(kLength, *recipe);
-  }
-  // Hidden rows of the tokens from where the cache ends up to `end`, in calls of n.
-  Matrix<float> run(KvCache& cache, int64_t end, int64_t n) const {
-    const int64_t begin = cache.length();
-    Matrix<float> hidden(end - begin, model_->desc().d_model);
-    for (int64_t i = begin; i < end; i += n) {
-      const int64_t count = std::min(n, end - i);
-      const std::span<const Token> part(ids_.data() + i, static_cast<size_t>(count));
-      EXPECT_TRUE(model_->forward(cache, part, hidden.view().row_range(i - begin, count)));
+std::vector<std::string> policies_and_merges() {
+  std::vector<std::string> texts = policies();
+  for (const KvMergeInfo& info : kv_merges()) {
+    for (const std::string_view example : info.examples) {
+      texts.push_back(fmt::format("kv(merge={})", example));
     }
-    return hidden;
   }
-  Matrix<float> run(std::string_view text, int64_t n) const {
-    KvCache fresh = cache(text);
-    return run(fresh, kLength, n);
-  }
+  texts.emplace_back(
+      "kv(merge=dmc(decision=linear)) @ layers[0:2] | q4 @ layers[2:3] | kv(evict=less(h2o(60)))");
+  return texts;
+}
 
-  std::unique_ptr<Model> model_;
-  std::vector<Token> ids_;
-};
+class PartialCache : public test::CacheRun, public ::testing::WithParamInterface<std::string> {};
 
-TEST_P(Eviction, HowATextIsCutDoesNotShow) {
+class Eviction : public PartialCache {};
+
+TEST_P(PartialCache, HowATextIsCutDoesNotShow) {
   const Matrix<float> whole = run(GetParam(), kLength);
   EXPECT_EQ(run(GetParam(), 1), whole);
   EXPECT_EQ(run(GetParam(), 97), whole);
 }
+
+TEST_P(PartialCache, SequencesTogetherAreSequencesAlone) {
+  std::vector<KvCache> together, alone;
+  for (const int64_t length : {60, 63, 129}) {
+    for (std::vector<KvCache>* caches : {&together, &alone}) {
+      caches->push_back(cache(GetParam()));
+      run(caches->back(), length, length);
+    }
+  }
+  const std::vector<Token> next = {7, 8, 9};
+  for (int step = 0; step < 6; ++step) {
+    Matrix<float> hidden(3, model_->desc().d_model), one(1, model_->desc().d_model);
+    ASSERT_TRUE(model_->step_batch(together, next, hidden.view()));
+    for (size_t s = 0; s < 3; ++s) {
+      ASSERT_TRUE(model_->forward(alone[s], {&next[s], 1}, one.view()));
+      for (int64_t j = 0; j < one.cols(); ++j) {
+        ASSERT_EQ(hidden(static_cast<int64_t>(s), j), one(0, j)) << GetParam() << " " << s;
+      }
+    }
+  }
+}
+
+TEST_P(PartialCache, ForksAndFilesGoOnAlike) {
+  const Matrix<float> whole = run(GetParam(), kLength);
+  for (const int64_t at : {50, 128, 190}) {
+    KvCache one = cache(GetParam());
+    run(one, at, 64);
+    const test::ScratchFolder scratch;
+    const std::string path = scratch / "cache";
+    KvFileHead head{"m", {ids_.begin(), ids_.begin() + at}, {0}};
+    ASSERT_TRUE(save_kv_file(path, one, head));
+    KvCache loaded = cache(GetParam()), fork = one.fork();
+    const auto file = KvFile::open(path);
+    ASSERT_TRUE(file) << file.error().message;
+    const Status status = file->load(loaded);
+    ASSERT_TRUE(status) << GetParam() << " " << at << ": " << status.error().message;
+    for (KvCache* cache : {&loaded, &fork, &one}) {
+      const Matrix<float> rest = run(*cache, kLength, 50);
+      for (int64_t i = 0; i < rest.rows() * rest.cols(); ++i) {
+        ASSERT_EQ(rest.data()[i], whole.row(at)[i]) << GetParam() << " " << at;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Caches, PartialCache, ::testing::ValuesIn(policies_and_merges()));
 
 TEST_P(Eviction, KeepsItsBudgetAndTheNewest) {
   KvCache kept = cache(GetParam());
@@ -88,53 +113,9 @@ TEST_P(Eviction, KeepsItsBudgetAndTheNewest) {
   EXPECT_NE(run(GetParam(), kLength), run("f16", kLength));
 }
 
-TEST_P(Eviction, SequencesTogetherAreSequencesAlone) {
-  std::vector<KvCache> together, alone;
-  for (const int64_t length : {60, 63, 129}) {
-    for (std::vector<KvCache>* caches : {&together, &alone}) {
-      caches->push_back(cache(GetParam()));
-      run(caches->back(), length, length);
-    }
-  }
-  const std::vector<Token> next = {7, 8, 9};
-  for (int step = 0; step < 6; ++step) {
-    Matrix<float> hidden(3, model_->desc().d_model), one(1, model_->desc().d_model);
-    ASSERT_TRUE(model_->step_batch(together, next, hidden.view()));
-    for (size_t s = 0; s < 3; ++s) {
-      ASSERT_TRUE(model_->forward(alone[s], {&next[s], 1}, one.view()));
-      for (int64_t j = 0; j < one.cols(); ++j) {
-        ASSERT_EQ(hidden(static_cast<int64_t>(s), j), one(0, j)) << GetParam() << " " << s;
-      }
-    }
-  }
-}
-
-TEST_P(Eviction, ForksAndFilesGoOnAlike) {
-  const Matrix<float> whole = run(GetParam(), kLength);
-  for (const int64_t at : {50, 128, 190}) {
-    KvCache one = cache(GetParam());
-    run(one, at, 64);
-    const test::ScratchFolder scratch;
-    const std::string path = scratch / "cache";
-    KvFileHead head{"m", {ids_.begin(), ids_.begin() + at}, {0}};
-    ASSERT_TRUE(save_kv_file(path, one, head));
-    KvCache loaded = cache(GetParam()), fork = one.fork();
-    const auto file = KvFile::open(path);
-    ASSERT_TRUE(file) << file.error().message;
-    const Status status = file->load(loaded);
-    ASSERT_TRUE(status) << GetParam() << " " << at << ": " << status.error().message;
-    for (KvCache* cache : {&loaded, &fork, &one}) {
-      const Matrix<float> rest = run(*cache, kLength, 50);
-      for (int64_t i = 0; i < rest.rows() * rest.cols(); ++i) {
-        ASSERT_EQ(rest.data()[i], whole.row(at)[i]) << GetParam() << " " << at;
-      }
-    }
-  }
-}
-
 INSTANTIATE_TEST_SUITE_P(Policies, Eviction, ::testing::ValuesIn(policies()));
 
-using Evictions = Eviction;
+using Evictions = test::CacheRun;
 
 TEST_F(Evictions, ABudgetBeyondTheTextIsThePlainCache) {
   const Matrix<float> plain = run("f16", kLength);
