@@ -10,6 +10,10 @@
 //   layers.L.pages     U8   [pages, H, bytes of a page of keys and one of values]
 //   layers.L.key_tables, .value_tables  F32 [k]  of codecs that look at the first page
 //   layers.L.sinks     F16  [H, 2, sinks, d]  keys and values, where there is a page and sinks
+//   layers.L.positions, .scores, .moving, .queries   where a policy evicts (kv_slots.h)
+//   layers.L.absorbed, .absorbed_weights             F32 [H, R, d], [H, R] (kv_feature_maps.h)
+// or, where heads merge, for each of them
+//   layers.L.heads.h.keys, .values, .positions, .open   (KvMergedHead in kv_cache.h)
 // with d, m and the number of pages as the recipe and n say. The file depends on what was read, not
 // on the calls that read it.
 #pragma once
