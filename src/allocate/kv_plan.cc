@@ -103,8 +103,8 @@ class KvPlanning {
 
   Status gather_families() {
     for (const KvRecipe& kept : menu_) {
-      if (!kept.is_coded() || kept.policy != nullptr) {
-        return usage_error("kv: auto: {}: expected codecs of keys and values, and no policy",
+      if (!kept.is_coded() || kept.policy != nullptr || kept.n_queries() > 0) {
+        return usage_error("kv: auto: {}: expected codecs whose pages have one size, and no policy",
                            kept.text);
       }
       for (const LayerDesc& layer : model_.desc().layers) {

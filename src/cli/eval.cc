@@ -221,8 +221,9 @@ Status run_text(const EvalCommand& o, const Model& model, const Model* base,
     json["protocol"] = protocol_name(options.protocol);
     json["ctx"] = options.n_ctx;
     json["kv"] = options.kv.text;
-    json["kv_bits"] = options.kv.bits(model.desc());
-    json["kv_held_bits"] = options.kv.held_bits(model.desc(), options.n_ctx);
+    const CacheBits bits = cache_bits(model.desc(), options.kv, options.n_ctx, result);
+    json["kv_bits"] = bits.page;
+    json["kv_held_bits"] = bits.held;
     json["text"] = o.text.empty() ? "bundled" : valid_utf8(o.text);
     if (shared) json["calibration_overlap"] = *shared;
     if (baseline) json["baseline"] = {{"model", baseline->model()}, {"name", baseline->name()}};

@@ -8,7 +8,7 @@ namespace {
 
 struct Row {
   std::string cache, recipe;
-  double bits = 0, held_bits = 0;  // of a number in pages; of all that the context holds
+  CacheBits bits;
   EvalResult result;
 };
 
@@ -24,22 +24,41 @@ void print_rows(const std::vector<Row>& rows, CacheTable table) {
     const EvalResult& r = row.result;
     if (table == CacheTable::kCsv) {
       fmt::print("\"{}\",{:.4f},{:.4f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f}\n", row.cache,
-                 row.bits, row.held_bits, r.ppl, r.ppl_stderr, r.kl_mean, r.kl_stderr, r.kl_p99,
-                 r.top1);
+                 row.bits.page, row.bits.held, r.ppl, r.ppl_stderr, r.kl_mean, r.kl_stderr,
+                 r.kl_p99, r.top1);
     } else if (table == CacheTable::kText) {
-      fmt::print("{:7.3f} {:7.3f} {:9.4f} {:9.5f} {:9.4f} {:6.2f} %  {}\n", row.bits, row.held_bits,
-                 r.ppl, r.kl_mean, r.kl_p99, 100 * r.top1, row.cache);
+      fmt::print("{:7.3f} {:7.3f} {:9.4f} {:9.5f} {:9.4f} {:6.2f} %  {}\n", row.bits.page,
+                 row.bits.held, r.ppl, r.kl_mean, r.kl_p99, 100 * r.top1, row.cache);
     }
     list.push_back(to_json(r));
     list.back()["kv"] = row.cache;
     list.back()["kv_recipe"] = row.recipe;
-    list.back()["kv_bits"] = row.bits;
-    list.back()["kv_held_bits"] = row.held_bits;
+    list.back()["kv_bits"] = row.bits.page;
+    list.back()["kv_held_bits"] = row.bits.held;
   }
   if (table == CacheTable::kJson) fmt::print("{}\n", list.dump(1));
 }
 
 }  // namespace
+
+CacheBits cache_bits(const ModelDesc& model, const KvCacheRecipe& kv, int64_t n,
+                     const EvalResult& result) {
+  CacheBits bits{kv.bits(model), 0};
+  double numbers = 0;
+  for (size_t i = 0; i < model.layers.size(); ++i) {
+    const AttentionDesc& a = model.layers[i].attention;
+    const auto kept = kv.of(i);
+    if (kept->n_queries() > 0) return {result.kv_bits, result.kv_held_bits};
+    const auto of_layer = static_cast<double>(a.n_kv_heads * a.d_head);
+    const auto coded = static_cast<double>(kept->coded_before(n - 1));
+    const double exact =
+        static_cast<double>(n) - coded + static_cast<double>(coded > 0 ? kept->sinks : 0);
+    bits.held += of_layer * (kept->bits(a.d_head) * coded + dtype_bits(kept->exact) * exact);
+    numbers += of_layer * static_cast<double>(n);
+  }
+  bits.held /= numbers;
+  return bits;
+}
 
 Status eval_caches(const Model& model, const std::vector<Token>& text,
                    const std::vector<NamedCache>& caches, const EvalOptions& options,
@@ -55,8 +74,8 @@ Status eval_caches(const Model& model, const std::vector<Token>& text,
       return !interrupted();
     };
     QUERN_ASSIGN(EvalResult result, evaluate(model, &model, text, one));
-    rows.push_back({cache.name, cache.recipe.text, cache.recipe.bits(model.desc()),
-                    cache.recipe.held_bits(model.desc(), options.n_ctx), std::move(result)});
+    const CacheBits bits = cache_bits(model.desc(), cache.recipe, options.n_ctx, result);
+    rows.push_back({cache.name, cache.recipe.text, bits, std::move(result)});
   }
   bar.clear();
   print_rows(rows, table);

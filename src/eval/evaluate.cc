@@ -96,6 +96,8 @@ class WindowRun {
     }
     seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
     kv_bytes_ += static_cast<double>(cache.n_bytes());
+    kv_bits_ += cache.coded_bits();
+    kv_held_bits_ += cache.held_bits();
     ++n_windows_;
     return {};
   }
@@ -110,13 +112,18 @@ class WindowRun {
   }
 
   double seconds() const { return seconds_; }
-  double kv_bytes() const { return n_windows_ > 0 ? kv_bytes_ / n_windows_ : 0; }
+  // Of the cache behind a window, the mean.
+  double kv_bytes() const { return mean(kv_bytes_); }
+  double kv_bits() const { return mean(kv_bits_); }
+  double kv_held_bits() const { return mean(kv_held_bits_); }
 
  private:
   const Model& model_;
   KvCacheRecipe kv_;
   Matrix<float> hidden_, logits_;
-  double seconds_ = 0, kv_bytes_ = 0;
+  double mean(double sum) const { return n_windows_ > 0 ? sum / n_windows_ : 0; }
+
+  double seconds_ = 0, kv_bytes_ = 0, kv_bits_ = 0, kv_held_bits_ = 0;  // sums
   int n_windows_ = 0;
 };
 
@@ -230,6 +237,8 @@ class Evaluation {
       const WindowRun& run = is_base(m) ? *base_run_ : runs_[m];
       results.push_back(scores_[m].result(run.seconds(), n_fed_));
       results.back().kv_bytes = run.kv_bytes();
+      results.back().kv_bits = run.kv_bits();
+      results.back().kv_held_bits = run.kv_held_bits();
       if (kept_ == nullptr) continue;
       results.back().has_baseline = true;
       results.back().base_ppl = std::exp(kept_->nll());

@@ -44,6 +44,9 @@ struct EvalResult {
   double seconds = 0;  // of the evaluated model alone
   double tokens_per_second = 0;
   double kv_bytes = 0;  // allocated for the cache of a window at its end; the mean
+  // Of the evaluated model's caches behind a window: of a number in pages (0: there are none), and
+  // of any that is held; means over the windows.
+  double kv_bits = 0, kv_held_bits = 0;
   // Against the base: nats per token, KL(base || model).
   bool has_base = false;
   double kl_mean = 0, kl_stderr = 0, kl_p99 = 0;

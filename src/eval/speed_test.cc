@@ -83,7 +83,7 @@ TEST(Speed, AttentionHasItsShareOfTheTimeAndOfTheBytes) {
     // 6 layers of 2 heads of 64 dimensions; 303 positions, 256 of them at 9 bits in `q8`.
     const int64_t numbers = 2 * 6 * 2 * 64;
     EXPECT_EQ(speed->kv_bytes_per_token,
-              options.kv.is_coded() ? numbers * (256 * 9 / 8 + 47 * 2) : numbers * 303 * 2);
+              options.kv.of(0)->is_coded() ? numbers * (256 * 9 / 8 + 47 * 2) : numbers * 303 * 2);
   }
 }
 

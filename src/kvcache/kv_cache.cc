@@ -63,8 +63,12 @@ LayerKv::LayerKv(KvShape shape, int64_t capacity, std::shared_ptr<const KvRecipe
     if (policy() == nullptr || most < capacity) exact_blocks_.reserve(ceil_div(most, kKeyBlock));
     return;
   }
-  key_page_ = recipe_->keys->page_bytes(KvSide::kKeys, shape_.d_head);
-  page_bytes_ = key_page_ + recipe_->values->page_bytes(KvSide::kValues, shape_.d_head);
+  const auto fixed_bytes = [&](const KvCodec& codec, KvSide side) {
+    return is_varying(side) ? 0 : codec.page_bytes(side, shape_.d_head);
+  };
+  key_page_ = fixed_bytes(*recipe_->keys, KvSide::kKeys);
+  page_bytes_ = key_page_ + fixed_bytes(*recipe_->values, KvSide::kValues);
+  if (adapts()) varying_ = KvVaryingList(2 * shape_.n_kv_heads);
   pages_ = KvBlockList(page_bytes_, shape_.n_kv_heads);
   if (recipe_->rotate) {
     rotation_ = std::make_shared<const HadamardPlan>(*HadamardPlan::make(shape_.d_head));
@@ -77,6 +81,7 @@ void LayerKv::forget() {
   for (int64_t i = 0; merge() != nullptr && i < shape_.n_kv_heads; ++i) {
     heads_.emplace_back(shape_, capacity_, recipe_);
   }
+  slots_ = KvSlots();
   if (policy() == nullptr) return;
   slots_ = KvSlots(*policy(), shape_.n_kv_heads);
   if (!policy()->absorbs()) return;
@@ -110,17 +115,30 @@ void LayerKv::put(int64_t position, MatrixView<const float> k, MatrixView<const 
   seal_from(first);
 }
 
-void LayerKv::seal_from(int64_t first) {
+void LayerKv::seal_from(int64_t first, std::span<const KvAttention> seen) {
   if (first == pages_.size()) return;
   if (first == 0 && recipe_->sinks > 0) {
     sinks_ = std::make_shared<KvSinks>(recipe_->sinks, shape_.n_kv_heads, shape_.d_head);
   }
   if (first == 0 && recipe_->has_text_tables()) fit_text();
+  std::vector<std::vector<std::vector<std::byte>>> varying(
+      static_cast<size_t>(pages_.size() - first),
+      std::vector<std::vector<std::byte>>(static_cast<size_t>(2 * shape_.n_kv_heads)));
   parallel_for(shape_.n_kv_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head) {
-      for (int64_t block = first; block < pages_.size(); ++block) seal(head, block);
+      for (int64_t block = first; block < pages_.size(); ++block) {
+        KvAttention of_page;
+        if (!seen.empty()) {
+          of_page = seen[static_cast<size_t>(head)];
+          of_page.weights += block * kKeyBlock;
+        }
+        seal(head, block, of_page, varying[static_cast<size_t>(block - first)]);
+      }
     }
   });
+  for (int64_t block = first; adapts() && block < pages_.size(); ++block) {
+    varying_.set(block, varying[static_cast<size_t>(block - first)]);
+  }
 }
 
 void LayerKv::put_head(int64_t head, int64_t slot, MatrixView<const float> k,
@@ -211,15 +229,21 @@ void LayerKv::page_floats(KvSide side, int64_t head, int64_t block, float* x) {
   if (sinks != nullptr) sinks->stand_in(side, x);
 }
 
-void LayerKv::seal(int64_t head, int64_t block) {
+void LayerKv::seal(int64_t head, int64_t block, const KvAttention& seen,
+                   std::span<std::vector<std::byte>> varying) {
   thread_local AlignedVector<float> scratch;
   scratch.resize(static_cast<size_t>(kKeyBlock * shape_.d_head));
-  std::byte* codes = pages_.own(block, head);
   const int64_t d = shape_.d_head;
-  page_floats(KvSide::kKeys, head, block, scratch.data());
-  key_codec(head).encode(KvSide::kKeys, d, scratch.data(), codes);
-  page_floats(KvSide::kValues, head, block, scratch.data());
-  value_codec(head).encode(KvSide::kValues, d, scratch.data(), codes + key_page_);
+  for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+    page_floats(side, head, block, scratch.data());
+    if (is_varying(side)) {
+      varying[static_cast<size_t>(varying_part(side, head))] =
+          codec(side, head).encode_seen(side, d, scratch.data(), seen);
+    } else {
+      std::byte* codes = pages_.own(block, head) + (side == KvSide::kKeys ? 0 : key_page_);
+      codec(side, head).encode(side, d, scratch.data(), codes);
+    }
+  }
 }
 
 void LayerKv::make_own() {
@@ -227,11 +251,12 @@ void LayerKv::make_own() {
   if (recipe_->merge != nullptr) return exact_blocks_.make_own(0);
   exact_blocks_.make_own(recipe_->is_coded() ? 0 : ceil_div(capacity_, kKeyBlock));
   pages_.make_own(0);
+  varying_.make_own();
 }
 
 size_t LayerKv::n_new_bytes(std::set<const void*>& seen) const {
-  size_t total = exact_blocks_.n_new_bytes(seen) + pages_.n_new_bytes(seen) + slots_.n_bytes() +
-                 absorbed_.n_bytes();
+  size_t total = exact_blocks_.n_new_bytes(seen) + pages_.n_new_bytes(seen) +
+                 varying_.n_new_bytes(seen) + slots_.n_bytes() + absorbed_.n_bytes();
   if (sinks_ != nullptr && seen.insert(sinks_.get()).second) total += 2 * sinks_->halves().size();
   if (text_ != nullptr && seen.insert(text_.get()).second) total += text_->n_bytes();
   for (const KvMergedHead& head : heads_) total += head.n_new_bytes(seen);
@@ -249,10 +274,9 @@ int64_t LayerKv::bytes_read(int64_t first, int64_t last) const {
   last = slot_of(last);
   first = std::clamp<int64_t>(slot_of(first), 0, last);
   const int64_t coded = std::clamp(coded_slots(last - 1), first, last);
-  const int64_t pages = ceil_div(coded, kKeyBlock) - first / kKeyBlock;
   const int64_t exact_row = 2 * shape_.d_head * dtype_bits(exact_) / 8;
-  return shape_.n_kv_heads *
-         ((coded > first ? pages * page_bytes_ : 0) + (last - coded) * exact_row);
+  return (coded > first ? bytes_of_pages(first / kKeyBlock, ceil_div(coded, kKeyBlock)) : 0) +
+         shape_.n_kv_heads * (last - coded) * exact_row;
 }
 
 bool LayerKv::can_truncate(int64_t length) const {
@@ -262,7 +286,7 @@ bool LayerKv::can_truncate(int64_t length) const {
     return !positions.empty() && length - 1 == positions.back();
   }
   if (length == n_slots() + slots_.n_dropped) return true;
-  return policy() == nullptr && recipe_->coded_before(length - 1) >= exact_begin_;
+  return policy() == nullptr && !adapts() && recipe_->coded_before(length - 1) >= exact_begin_;
 }
 
 void LayerKv::truncate(int64_t length) {
@@ -275,15 +299,17 @@ void LayerKv::truncate(int64_t length) {
     forget();
   }
   length_ = slot_of(length);
-  pages_.resize(length_ > 0 ? coded_slots(length_ - 1) / kKeyBlock : 0);
+  pages_.resize(n_pages());
+  if (adapts()) varying_.truncate(pages_.size());
   exact_blocks_.resize(ceil_div(length_ - exact_begin_, kKeyBlock));
 }
 
 KvOperand LayerKv::Codes::keys(int64_t block, const KvScratch& scratch) const {
-  const std::byte* next = block + 1 < kv_.pages_.size() ? kv_.page(head_, block + 1) : nullptr;
+  constexpr KvSide kSide = KvSide::kKeys;
   const int64_t d = kv_.shape_.d_head;
-  KvOperand keys =
-      kv_.key_codec(head_).read(KvSide::kKeys, d, kv_.page(head_, block), next, scratch);
+  KvOperand keys = kv_.codec(kSide, head_)
+                       .read(kSide, d, kv_.page(kSide, head_, block),
+                             kv_.next_page(kSide, head_, block), scratch);
   if (kv_.shape_.rope != nullptr) {
     const float* x = floats_of(keys, kKeyBlock * d, scratch.floats);
     if (x != scratch.floats) std::copy_n(x, kKeyBlock * d, scratch.floats);
@@ -294,11 +320,11 @@ KvOperand LayerKv::Codes::keys(int64_t block, const KvScratch& scratch) const {
 }
 
 KvOperand LayerKv::Codes::values(int64_t block, const KvScratch& scratch) const {
-  const int64_t at = kv_.key_page_;
-  const std::byte* next = block + 1 < kv_.pages_.size() ? kv_.page(head_, block + 1) + at : nullptr;
-  const KvOperand values = kv_.value_codec(head_).read(KvSide::kValues, kv_.shape_.d_head,
-                                                       kv_.page(head_, block) + at, next, scratch);
-  return kv_.with_sinks(KvSide::kValues, head_, block, values, scratch);
+  constexpr KvSide kSide = KvSide::kValues;
+  const KvOperand values = kv_.codec(kSide, head_)
+                               .read(kSide, kv_.shape_.d_head, kv_.page(kSide, head_, block),
+                                     kv_.next_page(kSide, head_, block), scratch);
+  return kv_.with_sinks(kSide, head_, block, values, scratch);
 }
 
 StoredBlocks LayerKv::Exact::stored(int64_t block) const {
@@ -341,6 +367,52 @@ Status KvCache::truncate(int64_t length) {
 }
 
 size_t KvCache::n_bytes() const { return kv_bytes({this, 1}); }
+
+const KvCodec& LayerKv::codec(KvSide side, int64_t head) const {
+  const auto at = static_cast<size_t>(head);
+  if (side == KvSide::kKeys) {
+    if (text_ != nullptr && !text_->keys.empty()) return *text_->key_codecs[at];
+    return shape_.keys.empty() ? *recipe_->keys : *shape_.keys[at];
+  }
+  if (text_ != nullptr && !text_->values.empty()) return *text_->value_codecs[at];
+  return shape_.values.empty() ? *recipe_->values : *shape_.values[at];
+}
+
+LayerKv::Held& LayerKv::Held::operator+=(const Held& other) {
+  coded += other.coded;
+  coded_bytes += other.coded_bytes;
+  all += other.all;
+  all_bytes += other.all_bytes;
+  return *this;
+}
+
+LayerKv::Held LayerKv::held() const {
+  if (merge() != nullptr) {
+    Held sum;
+    for (const KvMergedHead& head : heads_) sum += head.slots.held();
+    return sum;
+  }
+  const int64_t width = 2 * shape_.n_kv_heads * shape_.d_head, row = width * dtype_bits(exact_) / 8;
+  const int64_t coded = pages_.size() * kKeyBlock, n_sinks = coded > 0 ? recipe_->sinks : 0;
+  const int64_t bytes = bytes_of_pages(0, pages_.size());
+  return {coded * width, bytes, length_ * width, bytes + (length_ - coded + n_sinks) * row};
+}
+
+LayerKv::Held KvCache::held() const {
+  LayerKv::Held sum;
+  for (const LayerKv& layer : layers_) sum += layer.held();
+  return sum;
+}
+
+double KvCache::coded_bits() const {
+  const LayerKv::Held h = held();
+  return h.coded > 0 ? 8 * static_cast<double>(h.coded_bytes) / static_cast<double>(h.coded) : 0;
+}
+
+double KvCache::held_bits() const {
+  const LayerKv::Held h = held();
+  return h.all > 0 ? 8 * static_cast<double>(h.all_bytes) / static_cast<double>(h.all) : 0;
+}
 
 size_t kv_bytes(std::span<const KvCache> caches) {
   std::set<const void*> seen;

@@ -24,6 +24,7 @@
 #include "kvcache/kv_rope.h"
 #include "kvcache/kv_sinks.h"
 #include "kvcache/kv_slots.h"
+#include "kvcache/kv_varying.h"
 #include "tensor/matrix.h"
 
 namespace quern {
@@ -87,12 +88,28 @@ class LayerKv {
   bool evict();
   // A few slots anew; rows [n_kv_heads * d_head].
   void rewrite(KvSide side, int64_t slot, MatrixView<const float> rows);
+  // The first slot of a head at or behind a position.
+  int64_t first_slot(int64_t head, int64_t position) const;
 
   // Merging (kv_merged.cc). Slots, codes and blocks are those of `merged()`, a cache for each head,
   // and the caller puts rows there.
   const KvMerge* merge() const { return shape_.merge.get(); }  // null: a slot is a position
   std::span<KvMergedHead> merged();
   std::span<const KvMergedHead> merged() const;
+
+  // Pages that differ in size (kv_adaptive.cc): codes those that are full when a query at
+  // `position`, the next, reads them, and narrows the others. `seen` is of every head, its weights
+  // of all positions.
+  bool adapts() const { return recipe_->n_queries() > 0; }
+  void adapt(int64_t position, std::span<const KvAttention> seen);
+
+  // What the cache holds: numbers in pages and their bytes; all numbers and bytes, of the newest
+  // and of sinks those that are read as they came.
+  struct Held {
+    int64_t coded = 0, coded_bytes = 0, all = 0, all_bytes = 0;
+    Held& operator+=(const Held& other);
+  };
+  Held held() const;
 
   // All that decides what queries from the next position on read, as tensors, and back into an
   // empty layer. `restore` checks shapes and that all numbers are such.
@@ -124,21 +141,21 @@ class LayerKv {
   };
 
  private:
-  const std::byte* page(int64_t head, int64_t block) const { return pages_.at(block, head); }
-  const KvCodec& key_codec(int64_t head) const {
-    if (text_ != nullptr && !text_->keys.empty())
-      return *text_->key_codecs[static_cast<size_t>(head)];
-    return shape_.keys.empty() ? *recipe_->keys : *shape_.keys[static_cast<size_t>(head)];
+  bool is_varying(KvSide side) const;  // pages differ in size
+  const std::byte* page(KvSide side, int64_t head, int64_t block) const;
+  // null: there is none.
+  const std::byte* next_page(KvSide side, int64_t head, int64_t block) const {
+    return block + 1 < pages_.size() ? page(side, head, block + 1) : nullptr;
   }
-  const KvCodec& value_codec(int64_t head) const {
-    if (text_ != nullptr && !text_->values.empty())
-      return *text_->value_codecs[static_cast<size_t>(head)];
-    return shape_.values.empty() ? *recipe_->values : *shape_.values[static_cast<size_t>(head)];
-  }
+  int64_t bytes_of_pages(int64_t first, int64_t last) const;
+  const KvCodec& codec(KvSide side, int64_t head) const;
   int64_t row_bytes() const { return shape_.d_head * dtype_bits(exact_) / 8; }
   // Parts of a block of exact_blocks_.
   static int64_t key_part(int64_t head) { return 2 * head; }
   static int64_t value_part(int64_t head) { return 2 * head + 1; }
+  static int64_t varying_part(KvSide side, int64_t head) {
+    return side == KvSide::kKeys ? key_part(head) : value_part(head);
+  }
   // Bytes from the begin of such a part to dimension c of its row `row`.
   int64_t key_place(int64_t row, int64_t c) const {
     if (exact_ == DType::kBF16) return pair_place(kKeyBlock, c, row) * 2;
@@ -149,6 +166,10 @@ class LayerKv {
     return (row * shape_.d_head + c) * dtype_bits(exact_) / 8;
   }
   void put_head(int64_t head, int64_t slot, MatrixView<const float> k, MatrixView<const float> v);
+  // Between calls, and decisions.
+  int64_t n_pages() const {
+    return length_ == 0 ? 0 : coded_slots(adapts() ? length_ : length_ - 1) / kKeyBlock;
+  }
   int64_t coded_slots(int64_t slot) const {
     return slots_.is_open ? 0 : recipe_->coded_before(slot);
   }
@@ -169,9 +190,14 @@ class LayerKv {
   // Looks at the first page, as codecs see it, for those that have tables of the text.
   void fit_text();
   Status bind_text(KvSide side, KvTextTables& text) const;
-  // Codes the pages from `first` on, of all heads.
-  void seal_from(int64_t first);
-  void seal(int64_t head, int64_t block);
+  // Codes the pages from `first` on, of all heads; of every head what is seen of all positions.
+  void seal_from(int64_t first, std::span<const KvAttention> seen = {});
+  void seal(int64_t head, int64_t block, const KvAttention& seen,
+            std::span<std::vector<std::byte>> varying);
+  bool narrow(int64_t head, int64_t block, const KvAttention& seen,
+              std::span<std::vector<std::byte>> varying) const;
+  Status restore_varying(const KvFindTensor& find);
+  void add_pages(std::vector<KvStateTensor>& tensors) const;
   void page_floats(KvSide side, int64_t head, int64_t block, float* x);
   KvOperand with_sinks(KvSide side, int64_t head, int64_t block, const KvOperand& read,
                        const KvScratch& scratch) const {
@@ -194,9 +220,10 @@ class LayerKv {
   int64_t exact_begin_ = 0, length_ = 0;
   KvBlockList exact_blocks_;
   // Pages of all blocks before recipe().coded_before(the newest): for every head, the page of keys
-  // and that of values.
+  // and that of values, where these have one size; else in varying_.
   int64_t key_page_ = 0, page_bytes_ = 0;
   KvBlockList pages_;
+  KvVaryingList varying_;
   std::shared_ptr<const KvTextTables> text_;  // from when page 0 is coded
   std::shared_ptr<KvSinks> sinks_;            // of page 0, from when it is coded; shared with forks
 };
@@ -252,9 +279,13 @@ class KvCache {
   // only.
   Status truncate(int64_t length);
   size_t n_bytes() const;  // allocated, alone or with others
+  // Of a number in a page (0: there is none), and of any that is held.
+  double coded_bits() const;
+  double held_bits() const;
 
  private:
   friend size_t kv_bytes(std::span<const KvCache> caches);
+  LayerKv::Held held() const;
   KvCache(const KvCache&) = default;
   std::shared_ptr<const KvCacheRecipe> recipe_;
   std::vector<LayerKv> layers_;

@@ -137,25 +137,15 @@ Status KvCacheRecipe::check(const ModelDesc& model) const {
   return {};
 }
 
-template <class BitsOf>
-double KvCacheRecipe::mean_bits(const ModelDesc& model, const BitsOf& bits_of) const {
+double KvCacheRecipe::bits(const ModelDesc& model) const {
   double bits = 0, numbers = 0;
   for (size_t i = 0; i < model.layers.size(); ++i) {
     const AttentionDesc& attention = model.layers[i].attention;
     const auto n = static_cast<double>(attention.n_kv_heads * attention.d_head);
-    bits += n * bits_of(*of(i), attention.d_head);
+    bits += n * of(i)->bits(attention.d_head);
     numbers += n;
   }
   return bits / numbers;
-}
-
-double KvCacheRecipe::bits(const ModelDesc& model) const {
-  return mean_bits(model, [](const KvRecipe& kept, int64_t d_head) { return kept.bits(d_head); });
-}
-
-double KvCacheRecipe::held_bits(const ModelDesc& model, int64_t n) const {
-  return mean_bits(model,
-                   [n](const KvRecipe& kept, int64_t d_head) { return kept.held_bits(d_head, n); });
 }
 
 }  // namespace quern

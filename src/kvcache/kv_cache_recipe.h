@@ -54,11 +54,6 @@ struct KvCacheRecipe {
   Status check(const ModelDesc& model) const;
   // As KvRecipe's, the mean over the numbers of all layers.
   double bits(const ModelDesc& model) const;
-  double held_bits(const ModelDesc& model, int64_t n) const;
-
- private:
-  template <class BitsOf>
-  double mean_bits(const ModelDesc& model, const BitsOf& bits_of) const;
 };
 
 }  // namespace quern

@@ -37,6 +37,13 @@ struct KvFitRows {
   std::span<const double> weights;
 };
 
+// What attention makes of the positions of a page, as far as the newest queries tell.
+struct KvAttention {
+  const float* weights = nullptr;  // [kKeyBlock]: the largest that any gave each; null: not known
+  double query_norm = 0;           // the largest square of their norms, scaled as scores are
+  int64_t n_positions = 0;         // that they saw
+};
+
 class KvCodec {
  public:
   virtual ~KvCodec() = default;
@@ -62,6 +69,26 @@ class KvCodec {
     static_cast<void>(layer), static_cast<void>(head), static_cast<void>(tables);
     return error("kv: {} has no tables", spec());
   }
+  // Pages that differ in size with what attention makes of their positions. Newest queries whose
+  // weights are looked at, whenever a page is full; 0: pages have one size, and nothing is.
+  virtual int64_t n_queries() const { return 0; }
+  virtual std::vector<std::byte> encode_seen(KvSide /*side*/, int64_t /*d_head*/,
+                                             const float* /*x*/,
+                                             const KvAttention& /*seen*/) const {
+    QUERN_CHECK(false);
+    return {};
+  }
+  // The page with fewer bits where these are enough by now; empty: as it is.
+  virtual std::vector<std::byte> narrowed(KvSide /*side*/, int64_t /*d_head*/,
+                                          const std::byte* /*page*/,
+                                          const KvAttention& /*seen*/) const {
+    return {};
+  }
+  // Bytes of the page that begins here; fails where it does not fit.
+  virtual Result<int64_t> size_of(int64_t /*d_head*/, std::span<const std::byte> bytes) const {
+    return static_cast<int64_t>(bytes.size());
+  }
+
   // Whether all that it reads are levels, and nothing is added to them: another may add to them.
   virtual bool is_bare() const { return true; }
 };

@@ -42,6 +42,12 @@ size_t KvSlots::n_bytes() const {
   return total;
 }
 
+int64_t LayerKv::first_slot(int64_t head, int64_t position) const {
+  if (policy() == nullptr) return std::max<int64_t>(0, position);
+  const std::vector<int32_t>& positions = slots_.positions[static_cast<size_t>(head)];
+  return std::lower_bound(positions.begin(), positions.end(), position) - positions.begin();
+}
+
 bool LayerKv::evict() {
   const bool has_evicted = length_ > policy()->budget() && close_ranks();
   if (!slots_.is_open) return has_evicted;

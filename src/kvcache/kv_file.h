@@ -8,6 +8,8 @@
 //   layers.L.keys      F16 or F32 [H, m, d]  the newest m positions as they came: what any query
 //   layers.L.values    likewise              from the next position on may read
 //   layers.L.pages     U8   [pages, H, bytes of a page of keys and one of values]
+//   layers.L.varying   U8   [bytes]        pages that differ in size, which `pages` then lacks
+//   layers.L.queries   F32  [rows, width]  the newest, where a codec goes by them
 //   layers.L.key_tables, .value_tables  F32 [k]  of codecs that look at the first page
 //   layers.L.sinks     F16  [H, 2, sinks, d]  keys and values, where there is a page and sinks
 //   layers.L.positions, .scores, .moving, .queries   where a policy evicts (kv_slots.h)

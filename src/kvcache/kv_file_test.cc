@@ -25,6 +25,22 @@ KvCache empty_cache(std::string_view text) {
   return {shapes, kRoom, recipe};
 }
 
+// Stores rows as attention does; where pages go by what it sees, it sees all positions alike.
+void put(LayerKv& kv, int64_t n_heads, int64_t first, const Matrix<float>& k,
+         const Matrix<float>& v) {
+  if (!kv.adapts()) return kv.put(first, k.view(), v.view());
+  for (int64_t i = 0; i < k.rows();) {
+    const int64_t position = first + i, decision = (position / kKeyBlock + 1) * kKeyBlock;
+    const int64_t n = std::min(k.rows() - i, decision - position);
+    kv.put(position, k.view().row_range(i, n), v.view().row_range(i, n));
+    i += n;
+    if (position + n != decision) continue;
+    const std::vector<float> weights(static_cast<size_t>(decision), .01f);
+    kv.adapt(decision,
+             std::vector<KvAttention>(static_cast<size_t>(n_heads), {weights.data(), 1, decision}));
+  }
+}
+
 // The same rows for a position, whatever came before.
 void grow(KvCache& cache, int64_t length) {
   const int64_t first = cache.length(), n = length - first;
@@ -37,7 +53,7 @@ void grow(KvCache& cache, int64_t length) {
         v(p, j) = static_cast<float>(random.gaussian());
       }
     }
-    cache.layer(i).put(first, k.view(), v.view());
+    put(cache.layer(i), kShapes[i].n_kv_heads, first, k, v);
   }
   cache.advance(n);
 }

@@ -166,15 +166,32 @@ std::vector<KvStateTensor> LayerKv::state() const {
     tensors.push_back(KvStateTensor::of("absorbed_weights", DType::kF32, absorbed_.weights()));
     tensors.back().shape = {heads, n};
   }
-  if (!recipe_->is_coded()) return tensors;
+  if (recipe_->is_coded()) add_pages(tensors);
+  return tensors;
+}
+
+void LayerKv::add_pages(std::vector<KvStateTensor>& tensors) const {
+  const int64_t heads = shape_.n_kv_heads;
+  if (adapts()) add_rows("queries", slots_.queries, slots_.query_width, tensors);
   KvStateTensor pages{"pages", DType::kU8, {pages_.size(), heads, page_bytes_}, {}};
   for (int64_t block = 0; block < pages_.size(); ++block) {
     for (int64_t head = 0; head < heads; ++head) {
-      const std::byte* from = page(head, block);
+      const std::byte* from = pages_.at(block, head);
       pages.bytes.insert(pages.bytes.end(), from, from + page_bytes_);
     }
   }
   tensors.push_back(std::move(pages));
+  if (adapts()) {
+    KvStateTensor varying{"varying", DType::kU8, {0}, {}};
+    for (int64_t block = 0; block < pages_.size(); ++block) {
+      for (int64_t part = 0; part < 2 * heads; ++part) {
+        const std::span<const std::byte> bytes = varying_.at(block, part);
+        varying.bytes.insert(varying.bytes.end(), bytes.begin(), bytes.end());
+      }
+    }
+    varying.shape = {static_cast<int64_t>(varying.bytes.size())};
+    tensors.push_back(std::move(varying));
+  }
   if (sinks_ != nullptr) {
     tensors.push_back(KvStateTensor::of("sinks", DType::kF16, sinks_->halves()));
     tensors.back().shape = {heads, 2, recipe_->sinks, shape_.d_head};
@@ -185,7 +202,6 @@ std::vector<KvStateTensor> LayerKv::state() const {
   if (text_ != nullptr && !text_->values.empty()) {
     tensors.push_back(KvStateTensor::of("value_tables", DType::kF32, text_->values));
   }
-  return tensors;
 }
 
 Status LayerKv::restore(int64_t n_positions, const KvFindTensor& find) {
@@ -199,7 +215,8 @@ Status LayerKv::restore(int64_t n_positions, const KvFindTensor& find) {
   const int64_t length = n_positions - slots_.n_dropped;
   const int64_t heads = shape_.n_kv_heads, row = row_bytes();
   const auto width = static_cast<size_t>(dtype_bits(exact_)) / 8;
-  const int64_t coded = coded_slots(length - 1);
+  length_ = length;
+  const int64_t coded = n_pages() * kKeyBlock;
   const TensorInfo* found = find("keys");
   if (found == nullptr || found->shape.size() != 3) return error("no keys of three axes");
   const int64_t n = found->shape[1], begin = length - n;
@@ -231,7 +248,6 @@ Status LayerKv::restore(int64_t n_positions, const KvFindTensor& find) {
       }
     }
   }
-  length_ = length;
   if (recipe_->is_coded()) QUERN_TRY(restore_pages(find));
   return {};
 }
@@ -255,8 +271,33 @@ Status LayerKv::restore_absorbed(const KvFindTensor& find) {
   return {};
 }
 
+// What goes by queries.
+Status LayerKv::restore_varying(const KvFindTensor& find) {
+  QUERN_TRY(restore_rows(find("queries"), "queries", recipe_->n_queries(), slots_.queries,
+                         slots_.query_width));
+  const TensorInfo* tensor = find("varying");
+  if (tensor == nullptr || tensor->dtype != DType::kU8 || tensor->shape.size() != 1) {
+    return error("no varying of bytes");
+  }
+  std::span<const std::byte> rest(tensor->bytes, tensor->n_bytes);
+  for (int64_t block = 0; block < pages_.size(); ++block) {
+    std::vector<std::vector<std::byte>> parts(static_cast<size_t>(2 * shape_.n_kv_heads));
+    for (int64_t head = 0; head < shape_.n_kv_heads; ++head) {
+      for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+        if (!is_varying(side)) continue;
+        QUERN_ASSIGN(const int64_t n, codec(side, head).size_of(shape_.d_head, rest));
+        const std::span<const std::byte> page = rest.first(static_cast<size_t>(n));
+        parts[static_cast<size_t>(varying_part(side, head))].assign(page.begin(), page.end());
+        rest = rest.subspan(page.size());
+      }
+    }
+    varying_.set(block, parts);
+  }
+  return rest.empty() ? Status() : error("{} bytes behind the last page", rest.size());
+}
+
 Status LayerKv::restore_pages(const KvFindTensor& find) {
-  const int64_t n = coded_slots(length_ - 1) / kKeyBlock, heads = shape_.n_kv_heads;
+  const int64_t n = n_pages(), heads = shape_.n_kv_heads;
   QUERN_ASSIGN(const TensorInfo* pages,
                tensor_of(find("pages"), "pages", DType::kU8, {n, heads, page_bytes_}));
   if (n > 0 && recipe_->sinks > 0) {
@@ -290,6 +331,7 @@ Status LayerKv::restore_pages(const KvFindTensor& find) {
   }
   pages_.resize(n);
   pages_.make_own(0, n);
+  if (adapts()) QUERN_TRY(restore_varying(find));
   const int64_t d = shape_.d_head;
   AlignedVector<float> numbers(static_cast<size_t>(kKeyBlock * d));
   KvScratchMemory scratch;
@@ -301,11 +343,11 @@ Status LayerKv::restore_pages(const KvFindTensor& find) {
   for (int64_t block = 0; block < n; ++block) {
     for (int64_t head = 0; head < heads; ++head) {
       const std::byte* from = pages->bytes + (block * heads + head) * page_bytes_;
-      std::byte* page = pages_.own(block, head);
-      std::memcpy(page, from, static_cast<size_t>(page_bytes_));
-      if (!is_sound(key_codec(head), KvSide::kKeys, page) ||
-          !is_sound(value_codec(head), KvSide::kValues, page + key_page_)) {
-        return error("a page with a number that is none");
+      std::copy_n(from, page_bytes_, pages_.own(block, head));
+      for (const KvSide side : {KvSide::kKeys, KvSide::kValues}) {
+        if (!is_sound(codec(side, head), side, page(side, head, block))) {
+          return error("a page with a number that is none");
+        }
       }
     }
   }

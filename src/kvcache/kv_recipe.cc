@@ -43,6 +43,8 @@ constexpr KvPreset kPresets[] = {
      "DecoQuant at 4 bits"},
     {"decoquant-2bit", "kv(k=deco(int(2, group=256)), v=deco(int(2, group=256)))",
      "DecoQuant at 2 bits"},
+    {"qaq-3bit", "kv(k=qaq(50, outliers=0), v=qaq(10, outliers=0), rotate=true)",
+     "QAQ, about 3 bits"},
     {"lloyd-4bit", "kv(k=lloyd(4), v=lloyd(4), rotate=true)", "TurboQuant at 4 bits"},
     {"lloyd-3bit", "kv(k=lloyd(3), v=lloyd(3), rotate=true)", "TurboQuant at 3 bits"},
     {"lloyd-2bit", "kv(k=lloyd(2), v=lloyd(2), rotate=true)", "TurboQuant at 2 bits"},
@@ -68,6 +70,10 @@ Status check_policy(const KvRecipe& recipe) {
     return usage_error("kv: sinks and rope=read with {}, which moves positions", policy.spec());
   }
   QUERN_TRY(policy.check_coded());
+  if (recipe.n_queries() > 0) {
+    return usage_error("kv: {} and {} with {}: pages that go by attention are not evicted",
+                       recipe.keys->spec(), recipe.values->spec(), policy.spec());
+  }
   if (!policy.absorbs() || !recipe.rotate) return {};
   return usage_error("kv: rotate=true with {}: its maps are of heads that are not rotated",
                      policy.spec());
@@ -156,13 +162,6 @@ double KvRecipe::bits(int64_t d_head) const {
   const int64_t bytes =
       keys->page_bytes(KvSide::kKeys, d_head) + values->page_bytes(KvSide::kValues, d_head);
   return static_cast<double>(bytes) * 8 / static_cast<double>(2 * kKeyBlock * d_head);
-}
-
-double KvRecipe::held_bits(int64_t d_head, int64_t n) const {
-  const auto coded = static_cast<double>(coded_before(n - 1)), all = static_cast<double>(n);
-  const auto kept = static_cast<double>(coded > 0 ? sinks : 0);
-  const auto exact_bits = static_cast<double>(dtype_bits(exact));
-  return (bits(d_head) * coded + exact_bits * (all - coded + kept)) / all;
 }
 
 Status KvRecipe::check(int64_t d_head) const {

@@ -11,6 +11,7 @@
 // place of positions. Codecs and policy may be absent.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <string>
@@ -41,10 +42,8 @@ struct KvRecipe {
   bool is_coded() const { return keys != nullptr; }
   bool is_plain() const { return !is_coded() && policy == nullptr && merge == nullptr; }
   // Of a number in a coded page of heads of d_head dimensions, side information included; the mean
-  // of keys and values.
+  // of keys and values. Where pages differ in size: at most.
   double bits(int64_t d_head) const;
-  // The mean over all that is held of n positions, newest ones and sinks included; of codecs only.
-  double held_bits(int64_t d_head, int64_t n) const;
   Status check(int64_t d_head) const;
   bool has_tables() const {  // of a model
     return is_coded() &&
@@ -57,10 +56,15 @@ struct KvRecipe {
     return is_coded() &&
            (keys->tables() == KvTables::kOfText || values->tables() == KvTables::kOfText);
   }
+  // Newest queries by which a codec of pages that differ in size goes; 0: there is none.
+  int64_t n_queries() const {
+    return is_coded() ? std::max(keys->n_queries(), values->n_queries()) : 0;
+  }
   // A query at `position` (which sees itself) reads the positions before this one from codes; a
-  // multiple of kKeyBlock.
+  // multiple of kKeyBlock. What goes by queries waits for those before the next such multiple.
   int64_t coded_before(int64_t position) const {
-    const int64_t n = position + 1 - window;
+    const int64_t end = n_queries() > 0 ? position / kKeyBlock * kKeyBlock : position + 1;
+    const int64_t n = end - window;
     return is_coded() && n > 0 ? n / kKeyBlock * kKeyBlock : 0;
   }
 };

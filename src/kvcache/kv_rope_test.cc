@@ -178,7 +178,12 @@ TEST(KvRecipe, WhatDoesNotGoTogetherSaysSo) {
   const auto recipe = KvRecipe::parse("kv(k=int(2), v=int(2), window=64, sinks=2, rope=read)");
   EXPECT_EQ(recipe->text, "kv(int(2), int(2), window=64, sinks=2, rope=read)");
   // 3 bits of 64 positions; 136 and the two first as halves.
-  EXPECT_DOUBLE_EQ(recipe->held_bits(64, 200), (3.0 * 128 + 16 * (72 + 2)) / 200);
+  const KvShape shape = ready_shape({1, 64}, 200, *recipe);
+  KvCache cache({shape}, 200, *recipe);
+  const Matrix<float> rows = gaussian_rows(200, 64, 1);
+  cache.layer(0).put(0, rows.view(), rows.view());
+  EXPECT_DOUBLE_EQ(cache.coded_bits(), 3);
+  EXPECT_DOUBLE_EQ(cache.held_bits(), (3.0 * 128 + 16 * (72 + 2)) / 200);
 }
 
 }  // namespace

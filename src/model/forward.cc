@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "kernels/attention.h"
 #include "kernels/kernels.h"
+#include "model/adaptation.h"
 #include "model/eviction.h"
 #include "model/merging.h"
 #include "model/rope.h"
@@ -236,7 +237,7 @@ class LayerRun {
   }
 
   static bool stores_as_it_goes(const LayerKv& kv) {
-    return kv.policy() != nullptr || kv.merge() != nullptr;
+    return kv.policy() != nullptr || kv.merge() != nullptr || kv.adapts();
   }
 
   MergingRows merging_rows(const SequenceRows& s, int64_t row, MatrixView<float> q,
@@ -276,10 +277,15 @@ class LayerRun {
     });
   }
 
-  // Sequences whose caches evict or merge, one after the other.
+  // Sequences whose caches evict, merge or adapt, one after the other.
   void attend_as_it_goes(MatrixView<float> q, MatrixView<float> k, MatrixView<float> v,
                          MatrixView<float> z) {
     for_sequences([&](const SequenceRows& s, int64_t row) {
+      if (s.kv->adapts()) {
+        attend_adapting({&desc_.attention, s.kv, s.position, q.row_range(row, s.n_rows),
+                         k.row_range(row, s.n_rows), v.row_range(row, s.n_rows),
+                         z.row_range(row, s.n_rows)});
+      }
       if (s.kv->merge() != nullptr) {
         attend_merging(merging_rows(s, row, q, k, v), z.row_range(row, s.n_rows));
       }

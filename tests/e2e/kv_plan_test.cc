@@ -72,6 +72,7 @@ TEST_F(KvPlans, AMenuOfOneIsThatOneAndTooFewBitsAreRefused) {
             std::string::npos)
       << few.error().message;
   EXPECT_FALSE(plan("auto(16, f16)"));
+  EXPECT_FALSE(plan("auto(16, kv(k=qaq(10), v=int(4)))"));
   EXPECT_FALSE(plan("auto(16, kv(k=int(4), v=int(4), evict=snapkv(64)))"));
 }
 

@@ -31,6 +31,8 @@ constexpr const char* kRecipes[] = {
     "kv(k=deco(int(3)), v=deco(gear(int(3)), block=8), sinks=1, rope=read)",
     "kv(k=nuq(3), v=nuq(4, outliers=0), rope=read)",
     "kv(k=int(3, per=channel), v=gear(int(3), rank=1), window=20, sinks=2, rope=read)",
+    "kv(k=qaq(30), v=qaq(20, low=0, rows=3), rotate=true)",
+    "kv(k=int(3, per=channel), v=qaq(10, again=false), window=20, sinks=1)",
     "kivi-2bit @ layers[0:1] | kvquant-2bit @ layers[2:3] | q4 @ layers[3:4]"};
 
 // The bundled model with tables of caches that are fitted to it; made once.
@@ -157,6 +159,24 @@ TEST_F(PlainCache, LayersNamedOneByOneAreAllLayers) {
 
 TEST_F(PlainCache, AWindowWiderThanTheTextCodesNothing) {
   EXPECT_EQ(run(cache("kv(k=int(2), v=int(2), window=300)"), 60), run(cache("f16"), 300));
+}
+
+TEST_F(PlainCache, BitsThatGoByAttentionAreThoseOfTheErrorAllowed) {
+  EXPECT_EQ(run(cache("kv(k=qaq(30), v=qaq(30), window=300)"), 60), run(cache("f16"), 300));
+  double before = 9;
+  for (const int error : {1, 10, 30, 100, 1000}) {
+    const std::string codec = fmt::format("qaq({}, low=0, high=8)", error);
+    KvCache kept = cache(fmt::format("kv(k={0}, v={0})", codec));
+    Matrix<float> hidden(300, model_->desc().d_model);
+    ASSERT_TRUE(model_->forward(kept, ids_, hidden.view()));
+    EXPECT_LT(kept.coded_bits(), before);
+    before = kept.coded_bits();
+    EXPECT_LT(before, kept.held_bits());
+    EXPECT_FALSE(kept.truncate(290));
+    const KvCache own = kept.copy();
+    EXPECT_EQ(own.coded_bits(), before);
+  }
+  EXPECT_LT(before, 2);  // all but the newest page: a centre, a width, outliers
 }
 
 TEST_F(PlainCache, TablesThatAreMissingOrOfAnotherModelAreAskedFor) {

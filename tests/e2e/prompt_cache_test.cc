@@ -65,8 +65,12 @@ class PromptCacheRun : public ::testing::Test {
 };
 
 TEST_F(PromptCacheRun, ASecondProcessGoesOnLikeTheFirst) {
-  std::vector<std::string> caches = {"bf16", "f16", "f32",
-                                     "kv(k=f16, v=int(3, per=channel), window=70)"};
+  std::vector<std::string> caches = {"bf16",
+                                     "f16",
+                                     "f32",
+                                     "kv(k=f16, v=int(3, per=channel), window=70)",
+                                     "kv(k=qaq(30), v=qaq(10))",
+                                     "q4 @ layers[1:2] | kv(k=int(2), v=qaq(10), sinks=2)"};
   for (const KvPreset& preset : kv_presets()) caches.emplace_back(preset.name);
   for (const std::string& kv : caches) {
     std::filesystem::remove(file());
