@@ -2,6 +2,7 @@
 #include "cli/eval_caches.h"
 
 #include "cli/command.h"
+#include "report/comparison.h"
 
 namespace quern::cli {
 namespace {
@@ -73,9 +74,9 @@ Status eval_caches(const Model& model, const std::vector<Token>& text,
       bar.show((before + done) / static_cast<double>(caches.size()), cache.name);
       return !interrupted();
     };
-    QUERN_ASSIGN(EvalResult result, evaluate(model, &model, text, one));
+    QUERN_ASSIGN(const EvalResult result, evaluate(model, &model, text, one));
     const CacheBits bits = cache_bits(model.desc(), cache.recipe, options.n_ctx, result);
-    rows.push_back({cache.name, cache.recipe.text, bits, std::move(result)});
+    rows.push_back({cache.name, cache.recipe.text, bits, result});
   }
   bar.clear();
   print_rows(rows, table);
