@@ -11,7 +11,7 @@ namespace {
 
 class MarginVisitor final : public GradientVisitor {
  public:
-  explicit MarginVisitor(const OutputPlan& plan) {
+  MarginVisitor(const OutputPlan& plan, bool is_tied) : is_tied_(is_tied) {
     for (const WeightPlan& weight : plan.weights()) {
       if (weight.solver != nullptr && weight.solver->needs_gradients()) sums_[weight.id];
     }
@@ -19,7 +19,9 @@ class MarginVisitor final : public GradientVisitor {
   bool wants_any() const { return !sums_.empty(); }
 
   void linear(const WeightId& id, MatrixView<const float> x, MatrixView<const float> dy) override {
-    const auto found = sums_.find(id);
+    // A tied head is one matrix with the embedding, and does the most through it.
+    const bool is_embedding = is_tied_ && id.role == Role::kLmHead;
+    const auto found = sums_.find(is_embedding ? WeightId{Role::kEmbed} : id);
     if (found != sums_.end()) found->second.add(x, dy);
   }
 
@@ -42,6 +44,7 @@ class MarginVisitor final : public GradientVisitor {
     return shares;
   }
 
+  bool is_tied_;
   std::map<WeightId, GradientMargins> sums_;
 };
 
@@ -50,7 +53,7 @@ class MarginVisitor final : public GradientVisitor {
 Result<std::map<WeightId, Margins>> gather_margins(const Prepared& prepared, const OutputPlan& plan,
                                                    const Corpus& corpus, uint64_t seed,
                                                    const std::function<bool(double)>& proceed) {
-  MarginVisitor visitor(plan);
+  MarginVisitor visitor(plan, prepared.fused->desc().tied_head);
   if (!visitor.wants_any()) return std::map<WeightId, Margins>();
   if (prepared.recipe.is_fitted()) {
     return usage_error(

@@ -152,7 +152,7 @@ INSTANTIATE_TEST_SUITE_P(
         "rtn(int(3)) @ q[1:2]+ffn[0:1]-up[0:1] | rtn(int(5)) @ all[1:2]",
         "rotate(rht) | ldlq(trellis(2.5, survivors=8, rows=64), drift=0.75)",
         "act(int(8)) @ all | rtn(int(8)) @ all+embed",
-        "rtn(cvxq(3, group=16), weigh=gradients) @ all+lm_head",
+        "rtn(cvxq(3, group=16), weigh=gradients) @ all+embed+lm_head",
         "bias_correction | rotate(rht) | rtn(int(8, group=16)) @ all-up",
         "rotate(rht) | act(int(7, per=tensor, scale=static)) @ down+o | act(int(4, clip=0.9)) @ q "
         "| "
