@@ -53,7 +53,9 @@ TEST(Cvxq, ColumnsOfLargerVarianceGetMoreBits) {
     bits += coded.depth(0, j);
     // Steps of 6 dB; the first bits of this compander win less than 6 dB each, later ones nearly
     // so.
-    if (j % 4 > 0) EXPECT_GT(coded.depth(0, j), coded.depth(0, j - 1)) << j;
+    if (j % 4 > 0) {
+      EXPECT_GT(coded.depth(0, j), coded.depth(0, j - 1)) << j;
+    }
   }
   EXPECT_EQ(bits, 3 * 64);
 }
@@ -64,7 +66,9 @@ TEST(Cvxq, ImportanceCountsAsVarianceDoes) {
   for (int64_t j = 0; j < 64; ++j) weight.push_back(static_cast<float>(std::pow(4.0, j % 4)));
   const Coded coded = code("cvxq(3)", w, weight);
   for (int64_t j = 0; j < 64; ++j) {
-    if (j % 4 > 0) EXPECT_GT(coded.depth(0, j), coded.depth(0, j - 1)) << j;
+    if (j % 4 > 0) {
+      EXPECT_GT(coded.depth(0, j), coded.depth(0, j - 1)) << j;
+    }
   }
 }
 

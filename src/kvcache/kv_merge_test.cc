@@ -50,7 +50,9 @@ TEST(KvOpenSlot, IsTheWeightedMeanOfItsNewestTokens) {
           total += tokens(j, 0);
         }
         EXPECT_NEAR(got(i, c), sum / total, 2e-6) << window << " " << i;
-        if (begin == i) EXPECT_EQ(got(i, c), tokens(i, c)) << window << " " << i;
+        if (begin == i) {
+          EXPECT_EQ(got(i, c), tokens(i, c)) << window << " " << i;
+        }
       }
     }
   }

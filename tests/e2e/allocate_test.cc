@@ -197,7 +197,9 @@ TEST(Allocate, CurvesAreMeasuredOnceAndServeEverySize) {
     EXPECT_LT(result->plan.kl, last_kl);
     last_kl = result->plan.kl;
     last_bytes = result->plan.bytes;
-    if (bits == 6) EXPECT_GT(measurements, 0);
+    if (bits == 6) {
+      EXPECT_GT(measurements, 0);
+    }
     if (bits == 6) measurements = 0;
   }
   EXPECT_EQ(measurements, 0);
