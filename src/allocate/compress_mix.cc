@@ -255,8 +255,6 @@ class MixCompression {
     QUERN_TRY(draw_held_out());
     QUERN_ASSIGN(const auto base, Model::open(options_.compress.model));
     QUERN_ASSIGN(const auto model, Model::open(folder, options_.activations));
-    const int64_t n_vocab = base->desc().n_vocab;
-    const int64_t chunk = logit_rows(n_vocab);
     std::vector<double> all;
     for (const std::vector<Token>& sample : held_out_.samples) {
       if (!options_.compress.observe({{"event", "progress"}, {"what", "check"}, {"done", 1.0}})) {
@@ -268,15 +266,15 @@ class MixCompression {
       QUERN_ASSIGN(KvCache q_cache, model->make_cache(n));
       QUERN_TRY(base->forward(p_cache, sample, p_hidden.view()));
       QUERN_TRY(model->forward(q_cache, sample, q_hidden.view()));
-      for (int64_t row = 0; row < n; row += chunk) {
-        const int64_t count = std::min(chunk, n - row);
-        Matrix<float> p(count, n_vocab), q(count, n_vocab);
-        base->logits(p_hidden.view().row_range(row, count), p.view());
-        model->logits(q_hidden.view().row_range(row, count), q.view());
-        std::vector<double> kl(static_cast<size_t>(count));
-        divergences(p, q, kl);
-        all.insert(all.end(), kl.begin(), kl.end());
-      }
+      const auto logits_of = [](const Model& of, const Matrix<float>& hidden) -> LogitsOf {
+        return [&](int64_t row, MatrixView<float> logits) {
+          of.logits(hidden.view().row_range(row, logits.rows), logits);
+        };
+      };
+      const LogitsOf other = logits_of(*model, q_hidden);
+      const auto kl = divergences_from(logits_of(*base, p_hidden), {&other, 1}, n,
+                                       base->desc().n_vocab, [] { return true; });
+      all.insert(all.end(), kl[0].begin(), kl[0].end());
     }
     return mean_of(all).value;
   }

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 
+#include "calib/streams.h"
 #include "eval/divergence.h"
 #include "model/rope.h"
 
@@ -75,14 +77,8 @@ class KvMeasurement {
   }
 
   Result<std::vector<KvVariantCost>> run() {
-    clean_ = Matrix<float>(corpus_.n_tokens(), model_.desc().d_model);
-    int64_t row = 0;
-    for (const auto& sample : corpus_.samples) {
-      QUERN_TRY(check_ids(model_.desc(), sample));
-      const auto n = static_cast<int64_t>(sample.size());
-      embed(model_.desc(), model_.parts().ends, sample, 0, clean_.view().row_range(row, n));
-      row += n;
-    }
+    for (const auto& sample : corpus_.samples) QUERN_TRY(check_ids(model_.desc(), sample));
+    clean_ = SampleRuns(model_.desc(), corpus_).embed(model_.parts().ends);
     for (size_t layer = 0; layer < model_.desc().layers.size(); ++layer) {
       QUERN_TRY(measure_layer(layer));
     }
@@ -148,24 +144,25 @@ class KvMeasurement {
     for (Matrix<float>& rows : rows_) {
       if (!rows.empty()) finish_hidden(desc, ends, rows.view());
     }
-    const int64_t n = clean_.rows(), chunk = logit_rows(desc.n_vocab);
-    std::vector<double> sums(variants_.size(), 0);
-    for (int64_t row = 0; row < n; row += chunk) {
-      const int64_t count = std::min(chunk, n - row);
-      Matrix<float> p(count, desc.n_vocab), q(count, desc.n_vocab);
-      std::vector<double> kl(static_cast<size_t>(count));
-      model_.logits(clean_.view().row_range(row, count), p.view());
-      for (size_t v = 0; v < variants_.size(); ++v) {
-        if (rows_[v].empty()) continue;
-        if (!proceed_(1)) return cancelled();
-        model_.logits(rows_[v].view().row_range(row, count), q.view());
-        divergences(p, q, kl);
-        for (const double one : kl) sums[v] += one;
-      }
-    }
+    const auto logits_of = [this](const Matrix<float>& rows) -> LogitsOf {
+      return [this, &rows](int64_t row, MatrixView<float> logits) {
+        model_.logits(rows.view().row_range(row, logits.rows), logits);
+      };
+    };
+    std::vector<size_t> probes;
+    std::vector<LogitsOf> others;
     for (size_t v = 0; v < variants_.size(); ++v) {
       if (rows_[v].empty()) continue;
-      costs_[v].kl = std::max(0.0, sums[v] / static_cast<double>(n));
+      probes.push_back(v);
+      others.push_back(logits_of(rows_[v]));
+    }
+    const auto divergent = divergences_from(logits_of(clean_), others, clean_.rows(), desc.n_vocab,
+                                            [this] { return proceed_(1); });
+    if (divergent.size() != probes.size()) return cancelled();
+    for (size_t i = 0; i < probes.size(); ++i) {
+      const size_t v = probes[i];
+      const double sum = std::accumulate(divergent[i].begin(), divergent[i].end(), 0.0);
+      costs_[v].kl = std::max(0.0, sum / static_cast<double>(clean_.rows()));
       if (!std::isfinite(costs_[v].kl)) {
         return error("layer {}: the model's output is not finite with the cache {}",
                      variants_[v].layer, variants_[v].kept.text);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 
 #include "allocate/foretell.h"
 #include "base/parallel.h"
@@ -321,24 +322,21 @@ class Measurement {
     for (Variant& variant : variants_) {
       finish_hidden(desc_, variant.ends, variant.rows.view());
     }
-    const int64_t n = base.rows();
-    const int64_t chunk = logit_rows(desc_.n_vocab);
-    std::vector<double> sums(variants_.size(), 0);
-    for (int64_t row = 0; row < n; row += chunk) {
-      const int64_t count = std::min(chunk, n - row);
-      Matrix<float> p(count, desc_.n_vocab), q(count, desc_.n_vocab);
-      std::vector<double> kl(static_cast<size_t>(count));
-      head_logits(desc_, ends_, base.view().row_range(row, count), p.view());
-      for (size_t v = 0; v < variants_.size(); ++v) {
-        if (!proceed(n_layers(), "compare the probes")) return cancelled();
-        Variant& variant = variants_[v];
-        head_logits(desc_, variant.ends, variant.rows.view().row_range(row, count), q.view());
-        divergences(p, q, kl);
-        for (const double one : kl) sums[v] += one;
-      }
-    }
+    const auto logits_of = [this](const EndWeights& ends, const Matrix<float>& rows) -> LogitsOf {
+      return [this, &ends, &rows](int64_t row, MatrixView<float> logits) {
+        head_logits(desc_, ends, rows.view().row_range(row, logits.rows), logits);
+      };
+    };
+    std::vector<LogitsOf> others;
+    for (const Variant& variant : variants_)
+      others.push_back(logits_of(variant.ends, variant.rows));
+    const auto go = [this] { return proceed(n_layers(), "compare the probes"); };
+    const auto divergent =
+        divergences_from(logits_of(ends_, base), others, base.rows(), desc_.n_vocab, go);
+    if (divergent.size() != variants_.size()) return cancelled();
     for (size_t v = 0; v < variants_.size(); ++v) {
-      const double kl = std::max(0.0, sums[v] / static_cast<double>(n));
+      const double sum = std::accumulate(divergent[v].begin(), divergent[v].end(), 0.0);
+      const double kl = std::max(0.0, sum / static_cast<double>(base.rows()));
       if (!std::isfinite(kl)) {
         return error("{}: the model's output is not finite with this unit at 4 bits",
                      variants_[v].unit->name);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "eval/divergence.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/parallel.h"
@@ -26,6 +27,26 @@ void divergences(const Matrix<float>& p, const Matrix<float>& q, std::span<doubl
       kl[static_cast<size_t>(i)] = divergence(p.row(i), p_norm, q.row(i), q_norm, n);
     }
   });
+}
+
+std::vector<std::vector<double>> divergences_from(const LogitsOf& base,
+                                                  std::span<const LogitsOf> others, int64_t n,
+                                                  int64_t n_vocab,
+                                                  const std::function<bool()>& proceed) {
+  std::vector<std::vector<double>> kl(others.size(), std::vector<double>(static_cast<size_t>(n)));
+  const int64_t chunk = logit_rows(n_vocab);
+  for (int64_t row = 0; row < n; row += chunk) {
+    const int64_t count = std::min(chunk, n - row);
+    Matrix<float> p(count, n_vocab), q(count, n_vocab);
+    base(row, p.view());
+    for (size_t i = 0; i < others.size(); ++i) {
+      if (!proceed()) return {};
+      others[i](row, q.view());
+      divergences(p, q,
+                  std::span(kl[i]).subspan(static_cast<size_t>(row), static_cast<size_t>(count)));
+    }
+  }
+  return kl;
 }
 
 }  // namespace quern

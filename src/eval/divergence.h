@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
+#include <vector>
 
 #include "tensor/matrix.h"
 
@@ -20,5 +22,14 @@ constexpr int64_t logit_rows(int64_t n_vocab) {
 
 // Row by row.
 void divergences(const Matrix<float>& p, const Matrix<float>& q, std::span<double> kl);
+
+// Writes the logits of positions [row, row + logits.rows).
+using LogitsOf = std::function<void(int64_t row, MatrixView<float> logits)>;
+// KL(base || other) at each of n positions for each of the others, a few positions at a time.
+// `proceed` is asked before each of these; empty if it said no.
+std::vector<std::vector<double>> divergences_from(const LogitsOf& base,
+                                                  std::span<const LogitsOf> others, int64_t n,
+                                                  int64_t n_vocab,
+                                                  const std::function<bool()>& proceed);
 
 }  // namespace quern
