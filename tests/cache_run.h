@@ -81,6 +81,16 @@ class CacheRun : public ::testing::Test {
     EXPECT_TRUE(made) << text << ": " << made.error().message;
     return *std::move(made);
   }
+  // Why the text or its cache is refused; empty: it is not.
+  std::string problem_of(const char* text) const {
+    const auto recipe = KvRecipe::parse(text);
+    if (!recipe) return recipe.error().message;
+    const auto made = model_->make_cache(kLength, *recipe);
+    return made ? std::string() : made.error().message;
+  }
+  void expect_problem(const char* text, const char* mention) const {
+    EXPECT_NE(problem_of(text).find(mention), std::string::npos) << problem_of(text);
+  }
   // Hidden rows of the tokens from where the cache ends up to `end`, in calls of n.
   Matrix<float> run(KvCache& cache, int64_t end, int64_t n) const {
     const int64_t begin = cache.length();

@@ -5,6 +5,14 @@
 
 namespace quern {
 
+Status check_coded_head(std::string_view spec, int64_t d_head) {
+  if (d_head % 16 != 0 || d_head > kMostLevelRows) {
+    return error("kv: {} cannot code heads of {} dimensions: expected a multiple of 16, at most {}",
+                 spec, d_head, kMostLevelRows);
+  }
+  return {};
+}
+
 void put_kv_code(int bits, int64_t n, int64_t at, int code, std::byte* codes) {
   const int64_t line = at / 64, j = at % 64;
   const auto add = [](std::byte& byte, int64_t value, int64_t shift) {

@@ -10,8 +10,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
+
+#include "base/status.h"
 
 namespace quern {
+
+// Whether heads of this size can be coded by codecs whose pages are blocks of levels.
+Status check_coded_head(std::string_view spec, int64_t d_head);
 
 inline constexpr int64_t kv_code_bytes(int bits, int64_t n) { return n * bits / 8; }
 

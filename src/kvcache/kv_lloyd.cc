@@ -45,12 +45,7 @@ class KvLloyd final : public KvCodec {
   std::string spec() const override { return spec_; }
 
   Status check(KvSide /*side*/, int64_t d_head) const override {
-    if (d_head % 16 != 0 || d_head > kMostLevelRows) {
-      return error(
-          "kv: {} cannot code heads of {} dimensions: expected a multiple of 16, at most {}", spec_,
-          d_head, kMostLevelRows);
-    }
-    return {};
+    return check_coded_head(spec_, d_head);
   }
 
   int64_t page_bytes(KvSide /*side*/, int64_t d_head) const override {

@@ -17,6 +17,7 @@
 
 #include "base/float_types.h"
 #include "kvcache/kv_codec.h"
+#include "kvcache/kv_codes.h"
 #include "kvcache/kv_correction.h"
 
 namespace quern {
@@ -164,12 +165,7 @@ class KvQaq final : public KvCodec {
   bool is_bare() const override { return false; }
 
   Status check(KvSide /*side*/, int64_t d_head) const override {
-    if (d_head % 16 != 0 || d_head > kMostLevelRows) {
-      return error(
-          "kv: {} cannot code heads of {} dimensions: expected a multiple of 16, at most {}", spec_,
-          d_head, kMostLevelRows);
-    }
-    return {};
+    return check_coded_head(spec_, d_head);
   }
 
   int64_t page_bytes(KvSide /*side*/, int64_t d_head) const override {

@@ -156,34 +156,26 @@ TEST_F(Less, GoesBackToTheBeginningOnly) {
 }
 
 TEST_F(Less, WrongTextsAndFilesSayWhatIsExpected) {
-  const auto problem_of = [&](const char* text) {
-    const auto recipe = KvRecipe::parse(text);
-    if (!recipe) return recipe.error().message;
-    const auto made = model_->make_cache(kLength, *recipe);
-    return made ? std::string() : made.error().message;
-  };
-  const auto expect = [&](const char* text, const char* mention) {
-    EXPECT_NE(problem_of(text).find(mention), std::string::npos) << problem_of(text);
-  };
-  expect("kv(evict=less)", "policy");
-  expect("kv(evict=less(lru(4)))", "no policy 'lru'");
-  expect("kv(evict=less(less(h2o(4))))", "absorbed already");
-  expect("kv(k=int(4), v=int(4), evict=less(h2o(4)))", "a page of codes cannot lose one");
-  expect("kv(k=int(4), v=int(4), rotate=true, evict=less(snapkv(40)))", "not rotated");
+  expect_problem("kv(evict=less)", "policy");
+  expect_problem("kv(evict=less(lru(4)))", "no policy 'lru'");
+  expect_problem("kv(evict=less(less(h2o(4))))", "absorbed already");
+  expect_problem("kv(k=int(4), v=int(4), evict=less(h2o(4)))", "a page of codes cannot lose one");
+  expect_problem("kv(k=int(4), v=int(4), rotate=true, evict=less(snapkv(40)))", "not rotated");
   // Maps of what is far away have not been trained: no endless stream.
   const auto stream = KvRecipe::parse("kv(evict=less(streaming(window=60)))");
   EXPECT_FALSE(model_->make_cache(model_->desc().n_context + 1, *stream));
   retrain([](size_t layer, const KvHeads& heads, KvTableSet& tables) {
     if (layer == 0) test::put_trained(layer, heads, tables);
   });
-  expect("kv(evict=less(h2o(4)))", "no 'layers.1.less.query_in' among the tables of caches");
+  expect_problem("kv(evict=less(h2o(4)))",
+                 "no 'layers.1.less.query_in' among the tables of caches");
   KvTableSet foreign;
   foreign.model = "another";
   ASSERT_TRUE(foreign.save(kv_tables_path(path_)));
   model_ = *Model::open(path_, Activations::kExact);
-  expect("kv(evict=less(h2o(4)))", "made of another model");
+  expect_problem("kv(evict=less(h2o(4)))", "made of another model");
   std::filesystem::remove(kv_tables_path(path_));
-  expect("kv(evict=less(h2o(4)))", "training makes it");
+  expect_problem("kv(evict=less(h2o(4)))", "training makes it");
 }
 
 }  // namespace

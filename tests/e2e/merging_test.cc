@@ -284,25 +284,16 @@ TEST_F(Merging, GoesBackToTheBeginningOnly) {
 }
 
 TEST_F(Merging, WrongTextsAndFilesSayWhatIsExpected) {
-  const auto problem_of = [&](const char* text) {
-    const auto recipe = KvRecipe::parse(text);
-    if (!recipe) return recipe.error().message;
-    const auto made = model_->make_cache(kLength, *recipe);
-    return made ? std::string() : made.error().message;
-  };
-  const auto expect = [&](const char* text, const char* mention) {
-    EXPECT_NE(problem_of(text).find(mention), std::string::npos) << problem_of(text);
-  };
-  expect("kv(merge=mean)", "the rules are dmc");
-  expect("kv(merge=dmc(decision=middle))", "last|first|linear");
-  expect("kv(merge=dmc(decision=linear, offset=3))", "offset");
-  expect("kv(k=int(4), v=int(4), merge=dmc)", "with codecs or a policy");
-  expect("kv(evict=h2o(60), merge=dmc)", "with codecs or a policy");
-  expect("kv(window=4, merge=dmc)", "for codecs");
+  expect_problem("kv(merge=mean)", "the rules are dmc");
+  expect_problem("kv(merge=dmc(decision=middle))", "last|first|linear");
+  expect_problem("kv(merge=dmc(decision=linear, offset=3))", "offset");
+  expect_problem("kv(k=int(4), v=int(4), merge=dmc)", "with codecs or a policy");
+  expect_problem("kv(evict=h2o(60), merge=dmc)", "with codecs or a policy");
+  expect_problem("kv(window=4, merge=dmc)", "for codecs");
   EXPECT_EQ(problem_of("kv(merge=dmc)"), "");
   std::filesystem::remove(kv_tables_path(path_));
   EXPECT_EQ(problem_of("kv(merge=dmc)"), "");  // its decisions are in the heads
-  expect("kv(merge=dmc(decision=linear))", "training makes it");
+  expect_problem("kv(merge=dmc(decision=linear))", "training makes it");
 }
 
 }  // namespace
