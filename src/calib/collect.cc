@@ -70,9 +70,11 @@ bool GramTap::input(Role role, int expert, MatrixView<const float> read) {
     Gram& gram = grams_[expert];
     if (gram.sum.empty()) gram.sum = Matrix<double>(x.cols, x.cols);
     accumulate_gram(x, gram.sum.view());
-    gram.mean.resize(static_cast<size_t>(x.cols));
-    for (int64_t i = 0; i < x.rows; ++i) {
-      for (int64_t j = 0; j < x.cols; ++j) gram.mean[static_cast<size_t>(j)] += x(i, j);
+    if (takes_means_) {
+      gram.x.resize(static_cast<size_t>(x.cols));
+      for (int64_t i = 0; i < x.rows; ++i) {
+        for (int64_t j = 0; j < x.cols; ++j) gram.x[static_cast<size_t>(j)] += x(i, j);
+      }
     }
     gram.n_rows += x.rows;
     if (source_ != nullptr && source_->rows() == x.rows) {
@@ -96,16 +98,19 @@ MatrixView<const double> GramTap::hessian(int expert) {
     for (int64_t i = 0; i < gram.sum.rows(); ++i) {
       for (int64_t j = i; j < gram.sum.cols(); ++j) gram.sum(i, j) *= share;
     }
-    for (double& value : gram.mean) value *= share;
     mirror_upper(gram.sum.view());
     is_mean_[expert] = true;
   }
   return gram.sum.view();
 }
 
-std::span<const double> GramTap::mean(int expert) {
-  if (hessian(expert).data == nullptr) return {};
-  return grams_[expert].mean;
+std::vector<double> GramTap::mean(int expert) const {
+  const auto it = grams_.find(expert);
+  if (it == grams_.end()) return {};
+  std::vector<double> mean = it->second.x;
+  const double share = 1.0 / static_cast<double>(it->second.n_rows);
+  for (double& value : mean) value *= share;
+  return mean;
 }
 
 Matrix<float> GramTap::drift(int expert, double damping) {

@@ -12,9 +12,9 @@ namespace quern {
 
 // Sum of x x^T over the rows that reach one group of weights, in double.
 struct Gram {
-  Matrix<double> sum;        // [n_in, n_in]
-  std::vector<double> mean;  // [n_in], the sum of x, then its mean
-  Matrix<double> drift;      // [n_in, n_in] of (x_source - x) x^T, where both are shown
+  Matrix<double> sum;     // [n_in, n_in]
+  std::vector<double> x;  // [n_in], sum of x, where means are wanted
+  Matrix<double> drift;   // [n_in, n_in] of (x_source - x) x^T, where both are shown
   int64_t n_rows = 0;
 };
 
@@ -69,9 +69,13 @@ class GramTap final : public LayerTap {
   // arXiv 2504.02692). Empty if nothing was expected or H has no factor.
   Matrix<float> drift(int expert, double damping);
 
-  // H = sum / n_rows of an expert, and the mean of x; empty if no row reached it.
+  // Means are summed up too, for the rows that come next.
+  void take_means() { takes_means_ = true; }
+
+  // H = sum / n_rows of an expert; empty if no row reached it.
   MatrixView<const double> hessian(int expert);
-  std::span<const double> mean(int expert);
+  // Of x [n_in]; empty if no row reached the expert, or means were not taken.
+  std::vector<double> mean(int expert) const;
   int64_t n_rows(int expert) const;
 
  private:
@@ -81,6 +85,7 @@ class GramTap final : public LayerTap {
   std::map<int, bool> is_mean_;
   std::map<int, std::shared_ptr<const ActRounding>> roundings_;
   const Matrix<float>* source_ = nullptr;
+  bool takes_means_ = false;
 };
 
 // W += share * W P, in float: the target under drift P.

@@ -44,10 +44,6 @@ MatrixView<const float> GroupInputs::drift(int expert) {
   return std::as_const(*drift_).view();
 }
 
-std::span<const double> GroupInputs::mean(int expert) {
-  return wanted_.mean ? tap_.mean(expert) : std::span<const double>();
-}
-
 std::shared_ptr<const ActRounding> GroupInputs::rounding(int expert) const {
   const auto it = roundings_.find(expert);
   return it == roundings_.end() ? nullptr : it->second;

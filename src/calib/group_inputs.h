@@ -26,7 +26,9 @@ class GroupInputs {
   explicit GroupInputs(Wanted wanted)
       : wanted_(std::move(wanted)),
         ranges_(wanted_.shown),
-        tap_(wanted_.shown, wanted_.first_expert, wanted_.last_expert) {}
+        tap_(wanted_.shown, wanted_.first_expert, wanted_.last_expert) {
+    if (wanted_.mean) tap_.take_means();
+  }
 
   // Passes calibration through a layer as often as needed; not at all if nothing is wanted that
   // depends on it. False if `proceed` said so.
@@ -35,9 +37,9 @@ class GroupInputs {
   // Of rows at hand.
   void gather(MatrixView<const float> rows);
 
-  MatrixView<const double> hessian(int expert);  // empty unless wanted
-  MatrixView<const float> drift(int expert);     // empty unless wanted
-  std::span<const double> mean(int expert);      // empty unless wanted
+  MatrixView<const double> hessian(int expert);                             // empty unless wanted
+  MatrixView<const float> drift(int expert);                                // empty unless wanted
+  std::vector<double> mean(int expert) const { return tap_.mean(expert); }  // likewise
   std::shared_ptr<const ActRounding> rounding(int expert) const;
 
  private:

@@ -45,7 +45,7 @@ tl::unexpected<Error> cancelled() {
 struct CodingInputs {
   MatrixView<const double> hessian;
   MatrixView<const float> drift;
-  std::span<const double> mean;                 // empty: its bias is not corrected
+  std::vector<double> mean;                     // empty: its bias is not corrected
   std::shared_ptr<const ActRounding> rounding;  // of what it reads; null: none
 };
 

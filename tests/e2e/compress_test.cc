@@ -298,12 +298,14 @@ Matrix<float> mean_output(const Model& model, const Corpus& corpus, const Model&
   const ModelFiles& files = reader.files();
   const SampleRuns runs(files.desc(), corpus);
   GramTap tap(role, -1, -1);
+  tap.take_means();
   const LayerWeights of_reader = *files.layer(0);
   runs.observe(0, of_reader, runs.embed(*files.ends()), tap, [] { return true; });
   const LayerWeights layer = *model.files().layer(0);
   const LinearWeight& weight = layer.at(role, -1);
   Matrix<float> x(1, weight.n_in), y(1, weight.n_out);
-  std::copy_n(tap.mean(-1).begin(), weight.n_in, x.data());
+  const std::vector<double> mean = tap.mean(-1);
+  std::copy(mean.begin(), mean.end(), x.data());
   linear(weight, x.view(), y.view());
   return y;
 }
