@@ -122,10 +122,7 @@ Status foretell_probes(const Prepared& prepared, const std::vector<Unit>& units,
     return options.observe({{"event", "progress"}, {"what", "gradients"}, {"done", done}});
   };
   Foretelling visitor(prepared, units, corpus, probe, gradients, curves);
-  QUERN_ASSIGN(const EndWeights ends, prepared.fused->ends());
-  return visit_gradients(
-      prepared.fused->desc(), ends, [&](int layer) { return prepared.fused->layer(layer); }, corpus,
-      gradients, visitor);
+  return visit_gradients(*prepared.fused, corpus, gradients, visitor);
 }
 
 }  // namespace quern

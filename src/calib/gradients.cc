@@ -203,6 +203,13 @@ Status visit_gradients(const ModelDesc& model, const EndWeights& ends, const Loa
   return Pass(model, ends, load, corpus, options, visitor).run();
 }
 
+Status visit_gradients(const FusedSource& source, const Corpus& corpus,
+                       const GradientOptions& options, GradientVisitor& visitor) {
+  QUERN_ASSIGN(const EndWeights ends, source.ends());
+  const auto load = [&](int layer) { return source.layer(layer); };
+  return visit_gradients(source.desc(), ends, load, corpus, options, visitor);
+}
+
 Corpus gradient_part(const ModelDesc& model, const Corpus& corpus) {
   constexpr int64_t kTokens = 16384, kFewest = 256;
   constexpr size_t kBudget = size_t{4} << 30;

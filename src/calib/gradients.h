@@ -24,6 +24,7 @@
 #include "base/status.h"
 #include "calib/corpus.h"
 #include "model/backward.h"
+#include "model/fused_source.h"
 
 namespace quern {
 
@@ -56,6 +57,10 @@ using LoadLayer = std::function<Result<LayerWeights>(int layer)>;
 Status visit_gradients(const ModelDesc& model, const EndWeights& ends, const LoadLayer& load,
                        const Corpus& corpus, const GradientOptions& options,
                        GradientVisitor& visitor);
+
+// The same of an original in a basis.
+Status visit_gradients(const FusedSource& source, const Corpus& corpus,
+                       const GradientOptions& options, GradientVisitor& visitor);
 
 // The samples of a corpus that are worth their time: 16384 tokens, fewer where the streams of so
 // many would take more than 4 GiB.

@@ -61,13 +61,11 @@ Result<std::map<WeightId, Margins>> gather_margins(const Prepared& prepared, con
         "rotate "
         "is such a transform");
   }
-  QUERN_ASSIGN(const EndWeights ends, prepared.fused->ends());
   GradientOptions options;
   options.seed = seed;
   options.proceed = proceed;
-  QUERN_TRY(visit_gradients(
-      prepared.fused->desc(), ends, [&](int layer) { return prepared.fused->layer(layer); },
-      gradient_part(prepared.fused->desc(), corpus), options, visitor));
+  const Corpus part = gradient_part(prepared.fused->desc(), corpus);
+  QUERN_TRY(visit_gradients(*prepared.fused, part, options, visitor));
   return visitor.margins();
 }
 
