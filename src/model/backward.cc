@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/kernels.h"
+#include "model/norms.h"
 #include "model/rope.h"
 #include "model/row_passes.h"
 

@@ -13,42 +13,13 @@
 #include "model/adaptation.h"
 #include "model/eviction.h"
 #include "model/merging.h"
+#include "model/norms.h"
 #include "model/rope.h"
 #include "model/row_passes.h"
 #include "tensor/scratch.h"
 
 namespace quern {
 namespace {
-
-// dst <- norm(src) for one row; dst may be src. The mean square is taken over `divisor` values, of
-// which those beyond n were cut off: x / sqrt(sum / D + eps) is x sqrt(D / n) / sqrt(sum / n + eps
-// D / n).
-void norm_row(const NormDesc& norm, const NormWeight& weight, const float* src, int64_t n,
-              float* dst, int64_t divisor = 0) {
-  if (divisor > n && norm.kind == NormKind::kRms) {
-    const double ratio = static_cast<double>(divisor) / static_cast<double>(n);
-    const float* gain = weight.gain.empty() ? nullptr : weight.gain.data();
-    kernels().rms_norm(src, gain, static_cast<float>(norm.eps * ratio), n, dst);
-    kernels().scale(static_cast<float>(std::sqrt(ratio)), n, dst);
-    return;
-  }
-  const float* gain = weight.gain.empty() ? nullptr : weight.gain.data();
-  const float* bias = weight.bias.empty() ? nullptr : weight.bias.data();
-  const auto eps = static_cast<float>(norm.eps);
-  if (norm.kind == NormKind::kRms) {
-    kernels().rms_norm(src, gain, eps, n, dst);
-  } else if (norm.kind == NormKind::kLayer) {
-    kernels().layer_norm(src, gain, bias, eps, n, dst);
-  } else if (src != dst) {
-    std::copy_n(src, n, dst);
-  }
-}
-
-// y += norm(x); x is overwritten.
-void add_normed(const NormDesc& norm, const NormWeight& weight, float* x, int64_t n, float* y) {
-  norm_row(norm, weight, x, n, x);
-  kernels().add(x, n, y);
-}
 
 class LayerRun {
  public:
@@ -404,6 +375,11 @@ class LayerRun {
               const OnlineChain& to_read, MatrixView<float> out) {
     const bool is_shared = gate_role == Role::kSharedGate;
     if (!show(gate_role, index, x)) return false;
+    const bool has_online = !is_shared && !weights_.online.ffn.empty();
+    if (desc_.mlp.gated && tap_ == nullptr && !has_online) {
+      linear_mlp(weights.gate, weights.up, weights.down, desc_.mlp.activation, x, out, to_read);
+      return true;
+    }
     ScratchMatrix middle(x.rows, weights.up.n_out);
     const MatrixView<float> u = middle.view();
     if (desc_.mlp.gated) {
@@ -484,12 +460,6 @@ void choose_experts(const MlpDesc& m, float* logits) {
     if (i >= m.top_k) share = 0;
     if (m.renormalise && total > 0) share /= total;
   }
-}
-
-void apply_norm(const NormDesc& norm, const NormWeight& weight, MatrixView<const float> src,
-                MatrixView<float> dst) {
-  if (norm.kind == NormKind::kNone && src.data == dst.data) return;
-  for_rows(dst, [&](int64_t i) { norm_row(norm, weight, src.row(i), src.cols, dst.row(i)); });
 }
 
 bool forward_layer(const LayerContext& context, const LayerWeights& weights,

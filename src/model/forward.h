@@ -10,16 +10,13 @@
 #include "model/fuse.h"
 #include "model/layer_desc.h"
 #include "model/linear.h"
+#include "model/norms.h"
 #include "model/online.h"
 #include "model/roles.h"
 #include "model/spent_time.h"
 #include "tensor/matrix.h"
 
 namespace quern {
-
-struct NormWeight {
-  std::vector<float> gain, bias;  // gain with its offset already added; empty: absent
-};
 
 struct ExpertWeights {
   LinearWeight gate, up, down;
@@ -84,9 +81,5 @@ bool forward_layer(const LayerContext& context, const LayerWeights& weights,
 // Router logits [n_experts] -> shares of the top_k experts (ties to the lower index), zero
 // elsewhere.
 void choose_experts(const MlpDesc& mlp, float* logits);
-
-// dst <- norm(src), row by row; dst may be src.
-void apply_norm(const NormDesc& norm, const NormWeight& weight, MatrixView<const float> src,
-                MatrixView<float> dst);
 
 }  // namespace quern

@@ -5,8 +5,8 @@
 
 #include "base/check.h"
 #include "base/checked.h"
-#include "base/parallel.h"
 #include "kernels/kernels.h"
+#include "model/linear_pieces.h"
 #include "tensor/scratch.h"
 
 namespace quern {
@@ -17,20 +17,14 @@ namespace {
 // for one token, which reads each but once.
 constexpr int64_t kDecodedForFew = 4 << 10;
 constexpr int64_t kDecodedForMany = 64 << 10;
-constexpr int64_t kFewTokens = 8;
 constexpr int64_t kMinRows = 8, kMinRowsForOne = 2;
-// A piece of work has so many multiply-adds, if there are as many: below, waking a thread and
-// beginning anew cost more than is won.
-constexpr int64_t kMinWork = 256 << 10;
-constexpr int64_t kActivated =
-    8 << 10;  // values of an elementwise pass that a thread takes at once
 
 int64_t decode_unit(const LinearWeight& weight) {
   return weight.codec == nullptr ? 1 : weight.codec->decode_unit();
 }
 
 int64_t rows_decoded(const LinearWeight& weight, int64_t n) {
-  const int64_t floats = n <= kFewTokens ? kDecodedForFew : kDecodedForMany;
+  const int64_t floats = n <= kFewRows ? kDecodedForFew : kDecodedForMany;
   const int64_t rows =
       std::max(n == 1 ? kMinRowsForOne : kMinRows, floats / std::max<int64_t>(1, weight.n_in));
   return round_up(rows, decode_unit(weight));
@@ -40,14 +34,6 @@ int64_t rows_per_piece(const LinearWeight& weight, int64_t n) {
   const int64_t by_cache = std::min<int64_t>(rows_decoded(weight, n), 64);
   const int64_t by_work = kMinWork / std::max<int64_t>(1, n * weight.n_in);
   return std::min(round_up(std::max(by_cache, by_work), decode_unit(weight)), weight.n_out);
-}
-
-// Biases of rows [first, first + y.cols) of W.
-void add_bias(const LinearWeight& weight, int64_t first, MatrixView<float> y) {
-  if (weight.bias.empty()) return;
-  for (int64_t i = 0; i < y.rows; ++i) {
-    kernels().add(weight.bias.data() + first, y.cols, y.row(i));
-  }
 }
 
 // y[x.rows, n_rows] for one piece of rows.
@@ -71,111 +57,6 @@ void linear_piece(const LinearWeight& weight, MatrixView<const float> x, int64_t
   add_bias(weight, first, y);
 }
 
-// Bytes of levels decoded at a time: for a few tokens they stay in the first cache, for many in the
-// second.
-constexpr int64_t kLevelsForFew = 16 << 10;
-constexpr int64_t kLevelsForMany = 512 << 10;
-constexpr int64_t kRowsForMany = 64;  // the kernel takes four panels at once
-
-// A stride for rows of n bytes so that neighbours lie in different sets of a cache: an odd number
-// of lines.
-int64_t spread(int64_t n) {
-  constexpr int64_t kLine = 64;
-  return (ceil_div(n, kLine) | 1) * kLine;
-}
-
-// The input of one product behind its online operators, rounded as `rounding` says, or where that
-// is null to 8 bits in groups; the calling thread keeps the memory for the next.
-class RoundedRows {
- public:
-  RoundedRows(MatrixView<const float> x, const OnlineChain& online, int64_t group,
-              const ActRounding* rounding)
-      : n_(x.rows),
-        n_groups_(ceil_div(x.cols, group)),
-        group_(group),
-        stride_(spread(n_groups_ * group)) {
-    const auto n = static_cast<size_t>(x.rows * n_groups_);
-    thread_local AlignedVector<int8_t> levels;
-    thread_local std::vector<float> scales;
-    thread_local std::vector<int32_t> offsets;
-    auto n_levels = static_cast<size_t>(x.rows * stride_);
-    // One block for the whole model, read over and over: worth whole huge pages.
-    if (n_levels > kHugePage / 4) n_levels = round_up(n_levels, kHugePage);
-    levels.resize(std::max(levels.size(), n_levels));
-    scales.resize(std::max(scales.size(), n));
-    offsets.resize(std::max(offsets.size(), n));
-    levels_ = levels.data();
-    scales_ = scales.data();
-    offsets_ = offsets.data();
-    for_rows_behind(online, x, [&](int64_t i, const float* row) {
-      const ActLevels to = {group_, levels_ + i * stride_, scales_ + i * n_groups_,
-                            offsets_ + i * n_groups_};
-      if (rounding == nullptr) {
-        kernels().quantize_row(row, x.cols, group_, to.levels, to.scales, to.offsets);
-      } else {
-        rounding->act->levels(row, x.cols, rounding->ranges, to);
-      }
-    });
-  }
-  Int8Rows view() const { return {levels_, scales_, offsets_, n_, n_groups_, group_, stride_}; }
-
- private:
-  int64_t n_, n_groups_, group_, stride_;
-  int8_t* levels_;
-  float* scales_;
-  int32_t* offsets_;
-};
-
-// How a product is cut.
-struct Int8Cut {
-  const Product* product;
-  PanelTile tile;
-  int64_t piece;       // rows that a thread takes
-  int64_t rows, cols;  // decoded at a time
-
-  Int8Cut(const Product& of, int64_t n)
-      : product(&of), tile(of.weight->codec->panel_tile(of.weight->n_in)) {
-    const LinearWeight& weight = *of.weight;
-    const bool is_few = n <= kFewTokens;
-    const int64_t padded = round_up(weight.n_in, tile.group);
-    const int64_t tile_cols = tile.cols == 0 ? padded : tile.cols;
-    rows = is_few ? tile.rows : round_up(kRowsForMany, tile.rows);
-    const int64_t levels = is_few ? kLevelsForFew : kLevelsForMany;
-    cols = std::min(padded, std::max<int64_t>(1, levels / rows / tile_cols) * tile_cols);
-    const int64_t by_work = kMinWork / std::max<int64_t>(1, n * weight.n_in);
-    piece = round_up(std::max(rows, by_work), rows);
-  }
-};
-
-// Rows [first, first + n_rows) of one piece against x, to y[x.n, n_rows], without the bias.
-void int8_piece(const Int8Cut& cut, const Int8Rows& x, int64_t first, int64_t n_rows,
-                MatrixView<float> y) {
-  const LinearWeight& weight = *cut.product->weight;
-  const int64_t levels_stride = cut.cols * kPanelRows;
-  const int64_t scales_stride = cut.cols / cut.tile.group * kPanelRows;
-  const auto n_panels = static_cast<size_t>(ceil_div(cut.rows, kPanelRows));
-  thread_local AlignedVector<uint8_t> levels;
-  thread_local AlignedVector<float> scales;
-  levels.resize(n_panels * static_cast<size_t>(levels_stride));
-  scales.resize(n_panels * static_cast<size_t>(scales_stride));
-  for (int64_t row = first; row < first + n_rows; row += cut.rows) {
-    const int64_t height = std::min(cut.rows, first + n_rows - row);
-    for (int64_t col = 0; col < weight.n_in; col += cut.cols) {
-      const int64_t width = std::min(cut.cols, weight.n_in - col);
-      weight.codec->decode_panels(weight.codes, row, height, col, width,
-                                  {levels.data(), scales.data(), levels_stride, scales_stride});
-      kernels().panel_dot({levels.data(), scales.data(), levels_stride, scales_stride, height,
-                           col / cut.tile.group, ceil_div(width, cut.tile.group)},
-                          x, y.data + (row - first), y.stride);
-    }
-  }
-}
-
-bool round_alike(const LinearWeight& a, const LinearWeight& b) {
-  if (a.rounding == b.rounding) return true;
-  return a.rounding != nullptr && b.rounding != nullptr && *a.rounding == *b.rounding;
-}
-
 bool is_rounded_to_floats(const LinearWeight& weight) {
   return weight.codec != nullptr && weight.rounding != nullptr && !weight.is_int8();
 }
@@ -189,48 +70,6 @@ bool round_once(std::span<const Product> products) {
     if (!weight.is_int8()) return is_rounded_to_floats(weight) && is_rounded_to_floats(first);
     return first.is_int8() &&
            weight.codec->panel_tile(weight.n_in).group == first.codec->panel_tile(first.n_in).group;
-  });
-}
-
-// Rows of a product that a thread takes at once.
-struct Piece {
-  const Product* product;
-  const Int8Cut* how;  // null: in float
-  int64_t first, n_rows;
-};
-
-void cut(const Product& product, const Int8Cut* how, int64_t piece, std::vector<Piece>& pieces) {
-  for (int64_t row = 0; row < product.weight->n_out; row += piece) {
-    pieces.push_back({&product, how, row, std::min(piece, product.weight->n_out - row)});
-  }
-}
-
-template <class Body>
-void for_pieces(const std::vector<Piece>& pieces, const Body& body) {
-  parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(pieces[static_cast<size_t>(i)]);
-  });
-}
-
-// linear_gated piece by piece: the rows of `up` meet those of `gate` while both are in a cache.
-void gated_pieces(const Int8Cut& gate, const Int8Cut& up, Activation activation,
-                  MatrixView<const float> x, MatrixView<float> y, const OnlineChain& online) {
-  std::vector<Piece> pieces;
-  cut(*gate.product, &gate, gate.piece, pieces);
-  const RoundedRows rounded(x, online, gate.tile.group, gate.product->weight->rounding.get());
-  for_pieces(pieces, [&](const Piece& piece) {
-    thread_local AlignedVector<float> part;
-    part.resize(std::max(part.size(), static_cast<size_t>(x.rows * piece.n_rows)));
-    const MatrixView<float> g = y.col_range(piece.first, piece.n_rows);
-    const MatrixView<float> u{part.data(), x.rows, piece.n_rows};
-    for (const Int8Cut* one : {&gate, &up}) {
-      const MatrixView<float> to = one == &gate ? g : u;
-      int8_piece(*one, rounded.view(), piece.first, piece.n_rows, to);
-      add_bias(*one->product->weight, piece.first, to);
-    }
-    for (int64_t i = 0; i < x.rows; ++i) {
-      kernels().activate_gated(activation, u.row(i), u.cols, g.row(i));
-    }
   });
 }
 
@@ -337,12 +176,9 @@ void linear_of_levels(std::vector<Int8Cut> cuts, MatrixView<const float> x,
     });
     pieces.clear();
     for (auto how = first; how != next; ++how) cut(*how->product, &*how, how->piece, pieces);
-    const RoundedRows rounded(x, online, group, weight.rounding.get());
-    for_pieces(pieces, [&](const Piece& piece) {
-      const MatrixView<float> y = piece.product->y.col_range(piece.first, piece.n_rows);
-      int8_piece(*piece.how, rounded.view(), piece.first, piece.n_rows, y);
-      add_bias(*piece.product->weight, piece.first, y);
-    });
+    RoundedRows rounded(x.rows, x.cols, group);
+    rounded.fill(x, online, weight.rounding.get());
+    run_int8(pieces, rounded.view());
   }
 }
 
@@ -382,25 +218,6 @@ void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<fl
             const OnlineChain& online) {
   const Product product{&weight, y};
   linear({&product, 1}, x, online);
-}
-
-void linear_gated(const LinearWeight& gate, const LinearWeight& up, Activation activation,
-                  MatrixView<const float> x, MatrixView<float> y, const OnlineChain& online) {
-  const Product products[] = {{&gate, y}, {&up, {}}};
-  if (gate.is_int8() && up.is_int8() && round_alike(gate, up)) {
-    const Int8Cut of_gate(products[0], x.rows), of_up(products[1], x.rows);
-    if (of_gate.tile.group == of_up.tile.group && of_gate.piece == of_up.piece) {
-      return gated_pieces(of_gate, of_up, activation, x, y, online);
-    }
-  }
-  ScratchMatrix whole(x.rows, up.n_out);
-  const Product apart[] = {{&gate, y}, {&up, whole.view()}};
-  linear(apart, x, online);
-  parallel_for(x.rows, ceil_div(kActivated, y.cols), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      kernels().activate_gated(activation, whole.row(i), y.cols, y.row(i));
-    }
-  });
 }
 
 }  // namespace quern

@@ -66,6 +66,11 @@ void linear(std::span<const Product> products, MatrixView<const float> x,
 void linear_gated(const LinearWeight& gate, const LinearWeight& up, Activation activation,
                   MatrixView<const float> x, MatrixView<float> y, const OnlineChain& online = {});
 
+// y <- down (act(gate x) * (up x)), with the bits of linear_gated and linear.
+void linear_mlp(const LinearWeight& gate, const LinearWeight& up, const LinearWeight& down,
+                Activation activation, MatrixView<const float> x, MatrixView<float> y,
+                const OnlineChain& online = {});
+
 // A coded weight in its codec's runtime form, if there is one, else as it is. `codec` must be that
 // of weight.codes. Where many rows are read for every token.
 LinearWeight in_runtime_form(LinearWeight weight, const Codec& codec);

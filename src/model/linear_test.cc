@@ -49,5 +49,24 @@ TEST(Linear, GatedIsTheTwoProductsAndTheActivation) {
   }
 }
 
+TEST(Linear, AnMlpIsItsProducts) {
+  constexpr int64_t kFfn = 600, kIn = 320, kOut = 80;
+  for (const Activations activations : {Activations::kInt8, Activations::kExact}) {
+    for (const char* of_down : {"int(4, group=64)", "int(4)", "int(3, group=96)", "e8p"}) {
+      const Coded gate("int(4)", kFfn, kIn, activations, 1),
+          up("int(4)", kFfn, kIn, activations, 2);
+      const Coded down(of_down, kOut, kFfn, activations, 3);
+      for (const int64_t n : {1, 40, 300}) {
+        const Matrix<float> x = gaussian(n, kIn, 4);
+        Matrix<float> middle(n, kFfn), expected(n, kOut), got(n, kOut);
+        linear_gated(gate.weight, up.weight, Activation::kSilu, x.view(), middle.view());
+        linear(down.weight, middle.view(), expected.view());
+        linear_mlp(gate.weight, up.weight, down.weight, Activation::kSilu, x.view(), got.view());
+        EXPECT_EQ(got, expected) << of_down << " " << n;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace quern

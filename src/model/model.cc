@@ -10,6 +10,7 @@
 #include "kernels/kernels.h"
 #include "kvcache/kv_tables.h"
 #include "model/eviction.h"
+#include "model/norms.h"
 #include "model/rope.h"
 
 namespace quern {
