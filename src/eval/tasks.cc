@@ -16,13 +16,18 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// What Python's str.rstrip takes away: Unicode's white space and four separators of ASCII.
+bool is_stripped(uint32_t code) {
+  return tok::is_whitespace(code) || (code >= 0x1c && code <= 0x1f);
+}
+
 // Where the white space begins that a context ends in.
 size_t end_of_text(std::string_view context) {
   size_t end = 0;
   for (size_t at = 0; at < context.size();) {
     const tok::Utf8Char c = tok::decode_utf8(context, at);
     at += std::max<size_t>(c.length, 1);
-    if (c.length == 0 || !tok::is_whitespace(c.code)) end = at;
+    if (c.length == 0 || !is_stripped(c.code)) end = at;
   }
   return end;
 }

@@ -123,11 +123,17 @@ TEST_F(Tasks, ATargetIsRightWhenGreedy) {
 }
 
 TEST_F(Tasks, SpacesGoToTheContinuation) {
-  const auto tokens = *tokenize_request(*tokenizer_, {"The end of  ", "a day"}, false);
-  EXPECT_EQ(tokens.context, tokenizer_->tokenize("The end of"));
-  std::vector<Token> all = tokens.context;
-  all.insert(all.end(), tokens.continuation.begin(), tokens.continuation.end());
-  EXPECT_EQ(all, tokenizer_->tokenize("The end of  a day"));
+  // All that Python's str.isspace names, and an invisible space that it does not.
+  for (const std::string spaces :
+       {"  ", "\t\r\n", "\u00a0", "\u3000\u2028", "\x1c\x1f", "\xc2\x85"}) {
+    const auto tokens = *tokenize_request(*tokenizer_, {"The end of" + spaces, "a day"}, false);
+    EXPECT_EQ(tokens.context, tokenizer_->tokenize("The end of"));
+    std::vector<Token> all = tokens.context;
+    all.insert(all.end(), tokens.continuation.begin(), tokens.continuation.end());
+    EXPECT_EQ(all, tokenizer_->tokenize("The end of" + spaces + "a day"));
+  }
+  const auto kept = *tokenize_request(*tokenizer_, {"The end of\u200b", "a day"}, false);
+  EXPECT_EQ(kept.context, tokenizer_->tokenize("The end of\u200b"));
 }
 
 TEST_F(Tasks, AnEmptyContextIsBos) {
