@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <numeric>
 
 #include "calib/streams.h"
 #include "eval/divergence.h"
@@ -161,8 +160,7 @@ class KvMeasurement {
     if (divergent.size() != probes.size()) return cancelled();
     for (size_t i = 0; i < probes.size(); ++i) {
       const size_t v = probes[i];
-      const double sum = std::accumulate(divergent[i].begin(), divergent[i].end(), 0.0);
-      costs_[v].kl = std::max(0.0, sum / static_cast<double>(clean_.rows()));
+      costs_[v].kl = mean_divergence(divergent[i]);
       if (!std::isfinite(costs_[v].kl)) {
         return error("layer {}: the model's output is not finite with the cache {}",
                      variants_[v].layer, variants_[v].kept.text);

@@ -4,13 +4,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <numeric>
+#include <optional>
 
 #include "allocate/foretell.h"
 #include "base/parallel.h"
 #include "calib/gradients.h"
 #include "calib/streams.h"
-#include "eval/divergence.h"
+#include "calib/variants.h"
 #include "recipe/dense_tensors.h"
 #include "recipe/input_groups.h"
 
@@ -128,18 +128,16 @@ class Measurement {
         corpus_(corpus),
         probe_corpus_(
             first_tokens(corpus, probe_tokens(desc_, units.size(), options.probe_budget))),
-        runs_(desc_, corpus_),
-        probe_runs_(desc_, probe_corpus_) {
-    for (const Unit& unit : units_) {
-      is_probing_ = is_probing_ || curves_.units[unit.name].probe_kl < 0;
-    }
-  }
+        runs_(desc_, corpus_) {}
 
   Status run() {
     QUERN_ASSIGN(probe_, make_probe(prepared_));
     QUERN_ASSIGN(ends_, prepared_.fused->ends());
     clean_ = runs_.embed(ends_);
-    if (is_probing_) probe_clean_ = probe_runs_.embed(ends_);
+    const auto is_unknown = [&](const Unit& unit) { return curves_.units[unit.name].probe_kl < 0; };
+    if (std::any_of(units_.begin(), units_.end(), is_unknown)) {
+      variants_.emplace(desc_, probe_corpus_, ends_);
+    }
     QUERN_TRY(measure_end(Role::kEmbed, {}));
     for (int layer = 0; layer < n_layers(); ++layer) QUERN_TRY(measure_layer(layer));
     Matrix<float> hidden = clean_;
@@ -147,18 +145,11 @@ class Measurement {
     GramTap tap(Role::kLmHead, -1, -1);
     if (find_unit(Role::kLmHead, -1) != nullptr) tap.input(Role::kLmHead, -1, hidden.view());
     QUERN_TRY(measure_end(Role::kLmHead, tap.hessian(-1)));
-    if (is_probing_) QUERN_TRY(compare_probes());
+    if (variants_) QUERN_TRY(compare_probes());
     return save();
   }
 
  private:
-  // A unit coded by the probe and what that makes of the probe's tokens.
-  struct Variant {
-    const Unit* unit;
-    Matrix<float> rows;
-    EndWeights ends;
-  };
-
   int n_layers() const { return static_cast<int>(desc_.layers.size()); }
 
   // The stages that are to be measured, and are not yet.
@@ -243,8 +234,8 @@ class Measurement {
       ends.head.bias = ends_.head.bias;
     }
     if (role == Role::kEmbed) ends.embed = std::move(coded);
-    Matrix<float> rows = role == Role::kEmbed ? probe_runs_.embed(ends) : probe_clean_;
-    variants_.push_back({unit, std::move(rows), std::move(ends)});
+    variants_->add_ends(std::move(ends));
+    probed_.push_back(unit);
     return {};
   }
 
@@ -255,20 +246,16 @@ class Measurement {
     for (const InputGroup& group : kInputGroups) {
       QUERN_TRY(measure_group(layer, group, weights, probes));
     }
-    for (Variant& variant : variants_) {
-      if (!probe_runs_.advance(layer, weights, variant.rows, go)) return cancelled();
-    }
     for (const Unit& unit : units_) {
       if (unit.weights[0].layer != layer || curves_.units[unit.name].probe_kl >= 0) continue;
       LayerWeights changed = weights;
       for (const WeightId& id : unit.weights) {
         changed.at(id.role, id.expert) = std::move(probes.at(id));
       }
-      Variant variant{&unit, probe_clean_, ends_};
-      if (!probe_runs_.advance(layer, changed, variant.rows, go)) return cancelled();
-      variants_.push_back(std::move(variant));
+      if (!variants_->add_layer(layer, changed, go)) return cancelled();
+      probed_.push_back(&unit);
     }
-    if (is_probing_ && !probe_runs_.advance(layer, weights, probe_clean_, go)) return cancelled();
+    if (variants_ && !variants_->advance(layer, weights, go)) return cancelled();
     if (!runs_.advance(layer, weights, clean_, go)) return cancelled();
     for (const WeightId& id : prepared_.files->store().weight_ids()) {
       if (id.layer != layer) continue;
@@ -315,33 +302,15 @@ class Measurement {
     return {};
   }
 
-  // The divergence of every variant from the original, a few positions at a time.
   Status compare_probes() {
-    Matrix<float> base = probe_clean_;
-    finish_hidden(desc_, ends_, base.view());
-    for (Variant& variant : variants_) {
-      finish_hidden(desc_, variant.ends, variant.rows.view());
-    }
-    const auto logits_of = [this](const EndWeights& ends, const Matrix<float>& rows) -> LogitsOf {
-      return [this, &ends, &rows](int64_t row, MatrixView<float> logits) {
-        head_logits(desc_, ends, rows.view().row_range(row, logits.rows), logits);
-      };
-    };
-    std::vector<LogitsOf> others;
-    for (const Variant& variant : variants_)
-      others.push_back(logits_of(variant.ends, variant.rows));
     const auto go = [this] { return proceed(n_layers(), "compare the probes"); };
-    const auto divergent =
-        divergences_from(logits_of(ends_, base), others, base.rows(), desc_.n_vocab, go);
-    if (divergent.size() != variants_.size()) return cancelled();
-    for (size_t v = 0; v < variants_.size(); ++v) {
-      const double sum = std::accumulate(divergent[v].begin(), divergent[v].end(), 0.0);
-      const double kl = std::max(0.0, sum / static_cast<double>(base.rows()));
-      if (!std::isfinite(kl)) {
+    QUERN_ASSIGN(const std::vector<double> divergences, variants_->divergences(go));
+    for (size_t i = 0; i < probed_.size(); ++i) {
+      if (!std::isfinite(divergences[i])) {
         return error("{}: the model's output is not finite with this unit at 4 bits",
-                     variants_[v].unit->name);
+                     probed_[i]->name);
       }
-      curves_.units[variants_[v].unit->name].probe_kl = kl;
+      curves_.units[probed_[i]->name].probe_kl = divergences[i];
     }
     return {};
   }
@@ -353,12 +322,12 @@ class Measurement {
   const ModelDesc& desc_;
   const Corpus& corpus_;
   Corpus probe_corpus_;
-  SampleRuns runs_, probe_runs_;
-  bool is_probing_ = false;
+  SampleRuns runs_;
   std::unique_ptr<Solver> probe_;
   EndWeights ends_;
-  Matrix<float> clean_, probe_clean_;  // of all samples, and of the probe's
-  std::vector<Variant> variants_;
+  Matrix<float> clean_;               // of all samples
+  std::optional<Variants> variants_;  // on the probe's tokens: a unit each coded by the probe
+  std::vector<const Unit*> probed_;   // the units of the variants
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/parallel.h"
 #include "kernels/kernels.h"
@@ -47,6 +48,11 @@ std::vector<std::vector<double>> divergences_from(const LogitsOf& base,
     }
   }
   return kl;
+}
+
+double mean_divergence(std::span<const double> kl) {
+  const double mean = std::accumulate(kl.begin(), kl.end(), 0.0) / static_cast<double>(kl.size());
+  return mean < 0 ? 0 : mean;
 }
 
 }  // namespace quern

@@ -31,5 +31,7 @@ std::vector<std::vector<double>> divergences_from(const LogitsOf& base,
                                                   std::span<const LogitsOf> others, int64_t n,
                                                   int64_t n_vocab,
                                                   const std::function<bool()>& proceed);
+// Their mean, 0 where rounding would leave less; no number where one of them is none.
+double mean_divergence(std::span<const double> kl);
 
 }  // namespace quern
