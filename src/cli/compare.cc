@@ -36,7 +36,7 @@ struct CompareOptions {
   TaskRequestOptions tasks;
   std::vector<std::string> reports;
   bool json = false, csv = false, markdown = false, plot = false, no_speed = false;
-  int64_t n_predict = 48, n_samples = 0;
+  int64_t n_predict = 48, n_samples = 0, layer_windows = 4;
 
   bool is_quiet() const { return json || csv || markdown; }
 };
@@ -134,6 +134,28 @@ Status measure_one(const CompareOptions& o, const Model& model, const Tokenizer&
     row.decode_rate = measure_decoding(model);
   }
   return o.prompt.empty() ? Status() : continue_prompt(o, model, tokenizer, row);
+}
+
+// What each layer of each model costs alone, for reports.
+Status measure_layers(const CompareOptions& o, const Models& models, std::span<const Token> ids,
+                      ProgressBar& bar, Comparison& comparison) {
+  if (o.reports.empty() || o.layer_windows == 0) return {};
+  EvalOptions eval = o.eval;
+  const int64_t most = eval.max_windows > 0 ? eval.max_windows : o.layer_windows;
+  eval.max_windows = std::min(o.layer_windows, most);
+  Corpus corpus;
+  QUERN_ASSIGN(corpus.samples, window_inputs(models[0]->desc(), ids, eval));
+  comparison.evaluation["layer_tokens"] = corpus.n_tokens();
+  for (size_t i = 1; i < models.size(); ++i) {
+    ComparedModel& row = comparison.rows[i];
+    if (models[i]->files().basis().is_sliced()) continue;
+    const auto proceed = [&](double done) {
+      bar.show(done, "layers alone of " + row.recipe);
+      return !interrupted();
+    };
+    QUERN_ASSIGN(row.alone, swap_layers(models[0]->files(), *models[i], corpus, proceed));
+  }
+  return {};
 }
 
 Status measure_samples(const CompareOptions& o, const Models& models, const Tokenizer& tokenizer,
@@ -396,6 +418,7 @@ Status run_compare(CompareOptions o) {
       comparison.warnings.push_back(fmt::format("{}: {}", rows[i].recipe, warning));
     }
   }
+  QUERN_TRY(measure_layers(o, models, ids, bar, comparison));
   QUERN_TRY(measure_samples(o, models, *tokenizer, ids, bar, rows));
   QUERN_TRY(measure_tasks(o, models, *tokenizer, tasks, bar, rows));
   bar.clear();
@@ -420,6 +443,11 @@ Action declare_compare(CLI::App& app) {
                  "files to write: .html (a page of charts and tables that needs nothing else), "
                  ".json, .csv, .md")
       ->delimiter(',');
+  app.add_option(
+         "--layer-windows", o->layer_windows,
+         "windows of the text on which a report measures the KL of each layer alone; 0: none")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
+      ->capture_default_str();
   app.add_flag("--plot", o->plot, "also plot KL against bytes, in characters");
   app.add_option("--samples", o->n_samples,
                  "greedy text of so many prompts, cut from the text, in the report")

@@ -113,6 +113,10 @@ Json to_json(const Comparison& comparison) {
     Json entry = to_json(row);
     entry["matrices"] = matrices_json(row.tensors);
     if (!row.output_errors.empty()) entry["output_errors"] = row.output_errors;
+    if (row.alone) {
+      entry["layer_kl"] = row.alone->layers;
+      if (row.alone->ends) entry["ends_kl"] = *row.alone->ends;
+    }
     if (!row.samples.empty()) entry["samples"] = samples_json(row.samples);
     rows.push_back(std::move(entry));
   }

@@ -4,9 +4,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "calib/swapped_layers.h"
 #include "eval/evaluate.h"
 #include "formats/json.h"
 #include "report/tensor_costs.h"
@@ -30,9 +32,10 @@ struct ComparedModel {
   std::string sample;    // continuation of the prompt
   std::vector<ComparedSample> samples;
   std::vector<TensorCost> tensors;
-  std::vector<double> output_errors;  // of the stream behind each layer, relative; -1: not known
-  Json calibration = Json::object();  // {"text", "tokens", "digest"}; empty: none
-  Json tasks = Json::array();         // one object a task, as docs/evaluation.md says
+  std::vector<double> output_errors;   // of the stream behind each layer, relative; -1: not known
+  std::optional<SwappedLayers> alone;  // what each layer costs alone; nothing: not measured
+  Json calibration = Json::object();   // {"text", "tokens", "digest"}; empty: none
+  Json tasks = Json::array();          // one object a task, as docs/evaluation.md says
   std::string compress_command, eval_command;
 };
 

@@ -212,36 +212,45 @@
     }
     return sums;
   };
-  const drawMap = (table, row, value, show, logarithmic) => {
-    const sums = cells(row, value);
-    const means = [...sums.values()].map((s) => s.value / s.weights).filter((v) => !logarithmic || v > 0);
+  // Cells in the colours of their values' range.
+  const painter = (values, show, logarithmic) => {
+    const shown = values.filter((v) => !logarithmic || v > 0);
     const scale = (v) => (logarithmic ? Math.log(v) : v);
-    const low = scale(Math.min(...means)), high = scale(Math.max(...means));
+    const low = scale(Math.min(...shown)), high = scale(Math.max(...shown));
+    return (value, title) => {
+      if (typeof value !== "number") return node("td", "", {class: "none"});
+      const cell = node("td", show(value), {title});
+      const rgb = colour(logarithmic && value <= 0 ? 0 : high > low ? (scale(value) - low) / (high - low) : 0.5);
+      cell.style.background = `rgb(${rgb})`;
+      cell.style.color = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 125 ? "#000" : "#fff";
+      return cell;
+    };
+  };
+  // By layer and role; `more` is a column of one value a layer, {heading, of, show}, or nothing.
+  const drawMap = (table, row, value, show, logarithmic, more) => {
+    const sums = cells(row, value);
+    const paint = painter([...sums.values()].map((s) => s.value / s.weights), show, logarithmic);
     const seen = [...new Set(row.matrices.map((m) => m.role))];
     const ordered = [...roles.filter((r) => seen.includes(r)), ...seen.filter((r) => !roles.includes(r)).sort()]
       .filter((role) => [...sums.keys()].some((key) => key.endsWith(" " + role)));
     const layers = [...new Set([...sums.keys()].map((key) => Number(key.split(" ")[0])))].sort((a, b) => a - b);
+    const values = more ? layers.map(more.of) : [];
+    const paintMore = more && painter(values.filter(Number.isFinite), more.show, true);
     const head = node("tr");
     head.append(node("th", "layer", {scope: "col"}));
     for (const role of ordered) head.append(node("th", role, {scope: "col"}));
+    if (more) head.append(node("th", more.heading, {scope: "col", class: "more"}));
     const body = node("tbody");
-    for (const layer of layers) {
+    layers.forEach((layer, i) => {
       const line = node("tr");
       line.append(node("th", layer < 0 ? "ends" : layer, {scope: "row"}));
       for (const role of ordered) {
         const sum = sums.get(`${layer} ${role}`);
-        const cell = node("td", sum ? show(sum.value / sum.weights) : "", {class: sum ? "" : "none"});
-        if (sum) {
-          const mean = sum.value / sum.weights;
-          const rgb = colour(logarithmic && mean <= 0 ? 0 : high > low ? (scale(mean) - low) / (high - low) : 0.5);
-          cell.style.background = `rgb(${rgb})`;
-          cell.style.color = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 125 ? "#000" : "#fff";
-          cell.title = [...sum.kinds].join(", ");
-        }
-        line.append(cell);
+        line.append(sum ? paint(sum.value / sum.weights, [...sum.kinds].join(", ")) : paint());
       }
+      if (more) line.append(paintMore(values[i], ""));
       body.append(line);
-    }
+    });
     const top = node("thead");
     top.append(head);
     table.replaceChildren(top, body);
@@ -251,37 +260,42 @@
     if (coded.length === 0) return;
     $("maps-section").hidden = false;
     const row = rows[Number($("map-choice").value)];
-    drawMap($("error-map"), row, (m) => m.error, (v) => (v === 0 ? "0" : v.toExponential(1)), true);
+    const short = (v) => (v === 0 ? "0" : v.toExponential(1));
+    const alone = row.layer_kl && {heading: "KL alone", show: short,
+      of: (layer) => (layer < 0 ? row.ends_kl : row.layer_kl[layer])};
+    $("alone-heading").hidden = $("alone-note").hidden = !alone;
+    drawMap($("error-map"), row, (m) => m.error, short, true, alone);
     drawMap($("bits-map"), row, (m) => m.bits, (v) => v.toFixed(2), false);
   };
-  let streams;
-  const drawStreams = () => {
-    const with_errors = coded.filter(([r]) => r.output_errors);
-    if (with_errors.length === 0) return;
-    $("streams-block").hidden = false;
+  // A line a model over its layers.
+  const layerCharts = new Map();
+  const drawLayers = (id, valuesOf, title) => {
+    const known = coded.filter(([r]) => valuesOf(r));
+    if (known.length === 0) return;
+    $(id + "-block").hidden = false;
     const colours = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c8c"];
     const shapes = ["circle", "triangle", "rect", "rectRot", "cross", "star", "crossRot"];
-    if (streams) streams.destroy();
-    streams = new Chart($("streams"), {
+    if (layerCharts.has(id)) layerCharts.get(id).destroy();
+    layerCharts.set(id, new Chart($(id), {
       type: "line",
       data: {
-        labels: with_errors[0][0].output_errors.map((_, layer) => layer),
-        datasets: with_errors.map(([r, i], n) => ({
-          label: `${i} ${r.recipe}`.slice(0, 48), data: r.output_errors.map((e) => (e > 0 ? e : null)),
-          borderColor: colours[n % 7], backgroundColor: colours[n % 7], pointStyle: shapes[n % 7], radius: 4,
-          borderDash: n < 7 ? [] : [6, 3], borderWidth: 1.5, tension: 0,
+        labels: valuesOf(known[0][0]).map((_, layer) => layer),
+        datasets: known.map(([r, i]) => ({  // a model looks the same in all charts
+          label: `${i} ${r.recipe}`.slice(0, 48), data: valuesOf(r).map((e) => (e > 0 ? e : null)),
+          borderColor: colours[(i - 1) % 7], backgroundColor: colours[(i - 1) % 7], pointStyle: shapes[(i - 1) % 7], radius: 4,
+          borderDash: i <= 7 ? [] : [6, 3], borderWidth: 1.5, tension: 0,
         })),
       },
       options: {
         animation: false, maintainAspectRatio: false,
         scales: {x: {...axis({text: "layer"}, false), type: "category", ticks: {color: style("--quiet")}},
-          y: axis({text: "relative error"}, true)},
-        plugins: {legend: {display: with_errors.length <= 8, position: "bottom",
+          y: axis({text: title}, true)},
+        plugins: {legend: {display: known.length <= 8, position: "bottom",
           labels: {usePointStyle: true, color: style("--text"), font: {size: 11}}}},
       },
-    });
-    $("streams").setAttribute("aria-label", "Relative error of the stream behind each layer; behind the last: " +
-      with_errors.map(([r]) => `${r.recipe} ${significant(r.output_errors[r.output_errors.length - 1])}`).join("; "));
+    }));
+    $(id).setAttribute("aria-label", `${title} by layer; of the last: ` +
+      known.map(([r]) => `${r.recipe} ${significant(valuesOf(r)[valuesOf(r).length - 1])}`).join("; "));
   };
 
   // ---- samples
@@ -330,7 +344,13 @@
   const named = (list) => list.map(([r, i]) => [String(i), `${i} ${r.recipe}`]);
   fill($("map-choice"), named(coded), coded.length ? String(coded[0][1]) : undefined);
   fill($("sample-choice"), named(withSamples), withSamples.length ? String(withSamples[0][1]) : undefined);
-  const drawCharts = () => { drawScatter(); drawStreams(); };
+  $("alone-note").textContent = ` KL alone: of the original with only this layer from the compressed model, nats a token on ${text.layer_tokens} tokens;` +
+    " ends: with its embedding and head.";
+  const drawCharts = () => {
+    drawScatter();
+    drawLayers("alone", (r) => r.layer_kl, "KL, nats a token");
+    drawLayers("streams", (r) => r.output_errors, "relative error of the stream behind a layer");
+  };
   drawCharts();
   drawTable();
   drawTasks();

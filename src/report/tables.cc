@@ -65,6 +65,45 @@ std::string tasks_markdown(const Comparison& comparison) {
   return text;
 }
 
+// Of the rows of which it is known; 0: of none.
+int layers_alone(const Comparison& comparison) {
+  size_t n_layers = 0;
+  for (const ComparedModel& row : comparison.rows) {
+    if (row.alone) n_layers = std::max(n_layers, row.alone->layers.size());
+  }
+  return static_cast<int>(n_layers);
+}
+
+// What a layer costs alone, -1: the ends; empty where that is not known.
+std::string alone_text(const ComparedModel& row, int layer) {
+  if (!row.alone) return "";
+  const std::vector<double>& layers = row.alone->layers;
+  if (layer < 0) return row.alone->ends ? fmt::format("{:.3g}", *row.alone->ends) : "";
+  const auto at = static_cast<size_t>(layer);
+  return at < layers.size() ? fmt::format("{:.3g}", layers[at]) : "";
+}
+
+std::string layers_markdown(const Comparison& comparison, int n_layers) {
+  std::string text = "\n## KL of each layer alone\n\n| layer |", rule = "|---|";
+  for (const ComparedModel& row : comparison.rows) {
+    if (!row.alone) continue;
+    text += fmt::format(" {} |", plain(row.recipe));
+    rule += "---|";
+  }
+  text += "\n" + rule + "\n";
+  for (int layer = -1; layer < n_layers; ++layer) {
+    text += layer < 0 ? "| ends |" : fmt::format("| {} |", layer);
+    for (const ComparedModel& row : comparison.rows) {
+      if (row.alone) text += fmt::format(" {} |", alone_text(row, layer));
+    }
+    text += "\n";
+  }
+  return text + fmt::format(
+                    "\nOf the original with only this layer from the compressed model, nats per "
+                    "token on {} tokens; ends: embedding and head.\n",
+                    comparison.evaluation.value("layer_tokens", int64_t{0}));
+}
+
 bool has_tasks(const ComparedModel& row) { return !row.tasks.empty(); }
 
 std::string tasks_table(const Comparison& comparison, size_t width) {
@@ -116,14 +155,22 @@ std::string conditions_markdown(const Comparison& comparison) {
 std::string to_csv(const Comparison& comparison) {
   std::string csv =
       "recipe,bytes,bpw,linear_bpw,compress_seconds,ppl,stderr,kl_mean,kl_p99,top1,"
-      "prompt_tokens_per_second,generated_tokens_per_second,decode_weights_per_second,pareto\n";
+      "prompt_tokens_per_second,generated_tokens_per_second,decode_weights_per_second,pareto";
+  const int n_layers = layers_alone(comparison);
+  if (n_layers > 0) csv += ",kl_ends";
+  for (int layer = 0; layer < n_layers; ++layer) csv += fmt::format(",kl_layer_{}", layer);
+  csv += "\n";
   for (const ComparedModel& row : comparison.rows) {
     csv += fmt::format(
-        "{},{},{:.6f},{:.6f},{:.1f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.2f},{:.2f},{:.3g},{}\n",
+        "{},{},{:.6f},{:.6f},{:.1f},{:.6f},{:.6f},{:.6f},{:.6f},{:.6f},{:.2f},{:.2f},{:.3g},{}",
         quoted(row.recipe), row.bytes, row.bpw, row.linear_bpw, row.compress_seconds, row.eval.ppl,
         row.eval.ppl_stderr, row.eval.kl_mean, row.eval.kl_p99,
         row.eval.has_base ? row.eval.top1 : 1.0, row.prompt_rate, row.generated_rate,
         row.decode_rate, row.is_best ? 1 : 0);
+    for (int layer = n_layers > 0 ? -1 : 0; layer < n_layers; ++layer) {
+      csv += "," + alone_text(row, layer);
+    }
+    csv += "\n";
   }
   return csv;
 }
@@ -159,6 +206,8 @@ std::string to_markdown(const Comparison& comparison) {
   if (std::any_of(comparison.rows.begin(), comparison.rows.end(), has_tasks)) {
     text += tasks_markdown(comparison);
   }
+  const int n_layers = layers_alone(comparison);
+  if (n_layers > 0) text += layers_markdown(comparison, n_layers);
   return text + conditions_markdown(comparison);
 }
 

@@ -2,6 +2,8 @@
 // What `quern compare` writes beside its table.
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "base/file.h"
 #include "formats/json.h"
 #include "program.h"
@@ -65,6 +67,52 @@ TEST(CliCompare, WritesReportsAndAnswersTasks) {
       run_quern({"compare", kTiny, "--recipes", "rtn(int(4))", "--report", "a.pdf"});
   EXPECT_EQ(refused.code, 2);
   EXPECT_NE(refused.err.find(".html"), std::string::npos) << refused.err;
+}
+
+TEST(CliCompare, ReportsWhatEachLayerCostsAlone) {
+  const ScratchFolder scratch;
+  const auto compare = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"compare", kTiny, "--recipes",
+                               "rtn(int(3)) @ layers[2:3]; rotate(rht) | rtn(int(3)); "
+                               "slice(0.25) | rtn(int(8)); rtn(int(3)) @ embed",
+                               "--work", scratch / "work", "--ctx", "64", "--windows", "4",
+                               "--nsamples", "2", "--seqlen", "64", "--no-speed", "--report",
+                               fmt::format("{0}.json,{0}.csv,{0}.md", scratch / "out")});
+    const Ran ran = run_quern(more);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return *read_json_file(scratch / "out.json");
+  };
+  const Json json = compare({"--activations", "exact"});
+  EXPECT_EQ(json["evaluation"]["layer_tokens"], 4 * 63);
+  for (const Json& row : json["rows"]) {
+    const std::string recipe = row["recipe"];
+    const bool is_measured = recipe != "original" && recipe.rfind("slice", 0) != 0;
+    ASSERT_EQ(row.contains("layer_kl"), is_measured) << recipe;
+    EXPECT_EQ(row.contains("ends_kl"), recipe == "rtn(int(3)) @ embed");
+    if (!is_measured) continue;
+    const std::vector<double> layers = row["layer_kl"];
+    ASSERT_EQ(layers.size(), 6u);
+    const double kl = row["kl_mean"], sum = std::accumulate(layers.begin(), layers.end(), 0.0);
+    if (recipe == "rtn(int(3)) @ embed") {
+      EXPECT_EQ(sum, 0);  // every layer is the original's own
+      // The same model as a whole, whose cache holds halves.
+      EXPECT_NEAR(row["ends_kl"].get<double>(), kl, .01 * kl);
+    } else if (recipe.rfind("rotate", 0) == 0) {
+      // Small errors add up, as long as they have little to do with each other.
+      EXPECT_NEAR(sum, kl, .3 * kl);
+      for (const double layer : layers) EXPECT_GT(layer, .02 * kl);
+    } else {
+      for (size_t i = 0; i < 6; ++i) {
+        EXPECT_EQ(layers[i] == 0, i != 2) << i;
+      }
+      EXPECT_NEAR(layers[2], kl, .01 * kl);
+    }
+  }
+  const std::string csv = *read_file(scratch / "out.csv"), text = *read_file(scratch / "out.md");
+  EXPECT_NE(csv.find(",kl_ends,kl_layer_0,"), std::string::npos);
+  EXPECT_NE(csv.find(",kl_layer_5\n"), std::string::npos);
+  EXPECT_NE(text.find("KL of each layer alone"), std::string::npos);
+  EXPECT_FALSE(compare({"--layer-windows", "0"})["rows"][1].contains("layer_kl"));
 }
 
 TEST(CliEval, MeasuresAgainstAFileInThePlaceOfTheBase) {

@@ -52,12 +52,12 @@ class ReportPage(unittest.TestCase):
             found = self.found("--width", str(width), *scheme)
             self.assertTrue(found["ready"])
             self.assertLessEqual(found["content_width"], width)
-            self.assertEqual(found["charts"], 2)
+            self.assertEqual(found["charts"], 3)
             self.assertTrue(found["named"], "charts have names for readers who do not see them")
 
     def test_names_samples_and_numbers_are_text(self):
         found = self.found()  # at the width of a desk
-        self.assertEqual(found["charts"], 2)
+        self.assertEqual(found["charts"], 3)
         self.assertEqual(found["images"], 0)
         self.assertIn(str(HOSTILE), found["title"])
         self.assertIn(PROMPT.split(" ", 2)[2], found["text"])
@@ -65,6 +65,7 @@ class ReportPage(unittest.TestCase):
         for recipe in ("original", "rtn(int(8))", "rtn(int(2))", "ldlq(int(4, group=64))"):
             self.assertIn(recipe, text)
         self.assertIn("8.13", text)  # the map of the first: 8 bits and a scale of a half for 128 weights
+        self.assertIn("KL alone", text)
         self.assertIn("calibrated on drawn from the model, 64 tokens", text)
 
     def test_a_page_that_complains_or_is_too_wide_fails(self):
