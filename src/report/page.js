@@ -248,7 +248,10 @@
         const sum = sums.get(`${layer} ${role}`);
         line.append(sum ? paint(sum.value / sum.weights, [...sum.kinds].join(", ")) : paint());
       }
-      if (more) line.append(paintMore(values[i], ""));
+      if (more) {
+        line.append(paintMore(values[i], ""));
+        line.lastChild.classList.add("more");
+      }
       body.append(line);
     });
     const top = node("thead");
