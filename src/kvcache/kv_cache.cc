@@ -381,7 +381,6 @@ const KvCodec& LayerKv::codec(KvSide side, int64_t head) const {
 LayerKv::Held& LayerKv::Held::operator+=(const Held& other) {
   coded += other.coded;
   coded_bytes += other.coded_bytes;
-  all += other.all;
   all_bytes += other.all_bytes;
   return *this;
 }
@@ -392,10 +391,10 @@ LayerKv::Held LayerKv::held() const {
     for (const KvMergedHead& head : heads_) sum += head.slots.held();
     return sum;
   }
-  const int64_t width = 2 * shape_.n_kv_heads * shape_.d_head, row = width * dtype_bits(exact_) / 8;
+  const int64_t row = width() * dtype_bits(exact_) / 8;
   const int64_t coded = pages_.size() * kKeyBlock, n_sinks = coded > 0 ? recipe_->sinks : 0;
   const int64_t bytes = bytes_of_pages(0, pages_.size());
-  return {coded * width, bytes, length_ * width, bytes + (length_ - coded + n_sinks) * row};
+  return {coded * width(), bytes, bytes + (length_ - coded + n_sinks) * row};
 }
 
 LayerKv::Held KvCache::held() const {
@@ -410,8 +409,10 @@ double KvCache::coded_bits() const {
 }
 
 double KvCache::held_bits() const {
-  const LayerKv::Held h = held();
-  return h.all > 0 ? 8 * static_cast<double>(h.all_bytes) / static_cast<double>(h.all) : 0;
+  int64_t width = 0;
+  for (const LayerKv& layer : layers_) width += layer.width();
+  const auto all = static_cast<double>(length_ * width);
+  return all > 0 ? 8 * static_cast<double>(held().all_bytes) / all : 0;
 }
 
 size_t kv_bytes(std::span<const KvCache> caches) {

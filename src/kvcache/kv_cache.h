@@ -22,22 +22,13 @@
 #include "kvcache/kv_layer_state.h"
 #include "kvcache/kv_merge.h"
 #include "kvcache/kv_rope.h"
+#include "kvcache/kv_shape.h"
 #include "kvcache/kv_sinks.h"
 #include "kvcache/kv_slots.h"
 #include "kvcache/kv_varying.h"
 #include "tensor/matrix.h"
 
 namespace quern {
-
-struct KvShape {
-  int64_t n_kv_heads = 0;
-  int64_t d_head = 0;
-  std::shared_ptr<const KvRope> rope;  // for recipes that code keys before it
-  // Codecs with tables, by head; empty: the recipe's own.
-  std::vector<std::shared_ptr<const KvCodec>> keys, values;
-  std::shared_ptr<const KvFeatureMaps> maps;  // for policies that absorb
-  std::shared_ptr<const KvMerge> merge;       // null: heads do not merge
-};
 
 struct KvMergedHead;
 
@@ -103,13 +94,14 @@ class LayerKv {
   bool adapts() const { return recipe_->n_queries() > 0; }
   void adapt(int64_t position, std::span<const KvAttention> seen);
 
-  // What the cache holds: numbers in pages and their bytes; all numbers and bytes, of the newest
-  // and of sinks those that are read as they came.
+  // What the cache holds of keys and values: numbers in pages and their bytes; bytes of all, of the
+  // newest and of sinks as they are read.
   struct Held {
-    int64_t coded = 0, coded_bytes = 0, all = 0, all_bytes = 0;
+    int64_t coded = 0, coded_bytes = 0, all_bytes = 0;
     Held& operator+=(const Held& other);
   };
   Held held() const;
+  int64_t width() const { return 2 * shape_.key_width(); }  // numbers of a position
 
   // All that decides what queries from the next position on read, as tensors, and back into an
   // empty layer. `restore` checks shapes and that all numbers are such.
@@ -279,7 +271,8 @@ class KvCache {
   // only.
   Status truncate(int64_t length);
   size_t n_bytes() const;  // allocated, alone or with others
-  // Of a number in a page (0: there is none), and of any that is held.
+  // Of a number in a page (0: there is none), and of any of the text: what a policy or a rule of
+  // merging keeps over what all positions are.
   double coded_bits() const;
   double held_bits() const;
 

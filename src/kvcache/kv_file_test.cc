@@ -158,6 +158,42 @@ TEST(KvFile, WhatDoesNotFitIsRefused) {
   EXPECT_NE(load_into({{2, 32}, {1, 64}, {1, 64}}, kRoom).find("layer 2"), std::string::npos);
 }
 
+// Decisions to come multiply kept rows by keys: of so many numbers, at positions that there were.
+TEST(KvFile, RowsForOtherHeadsAreRefused) {
+  const auto with_queries = [](std::string_view text, int64_t n_rows, int64_t width) {
+    KvCache cache = empty_cache(text);
+    grow(cache, 20);
+    for (size_t i = 0; i < kShapes.size(); ++i) {
+      Matrix<float> rows(n_rows, width);
+      cache.layer(i).slots().keep_queries(rows.view(), n_rows);
+    }
+    return saved(cache);
+  };
+  for (const char* text :
+       {"kv(evict=snapkv(40, window=30))", "kv(k=qaq(50, rows=30), v=qaq(10, rows=30))"}) {
+    EXPECT_EQ(refusal(with_queries(text, 20, 64), text), "");
+    for (const int64_t width : {1, 63, 65, 128}) {
+      EXPECT_NE(refusal(with_queries(text, 20, width), text).find("rows of 64"), std::string::npos)
+          << text << " " << width;
+    }
+    EXPECT_NE(refusal(with_queries(text, 21, 64), text).find("at most 20 rows"), std::string::npos)
+        << text;
+  }
+  KvCache moving = empty_cache("kv(evict=streaming(window=40))");
+  grow(moving, 20);
+  const auto keep = [&](int64_t width) {
+    for (size_t i = 0; i < kShapes.size(); ++i) {
+      moving.layer(i).slots().moving.clear();
+      const Matrix<float> keys(4, width);
+      moving.layer(i).slots().keep_moving(keys.view());
+    }
+    return saved(moving);
+  };
+  EXPECT_EQ(refusal(keep(64), "kv(evict=streaming(window=40))"), "");
+  EXPECT_NE(refusal(keep(32), "kv(evict=streaming(window=40))").find("rows of 64"),
+            std::string::npos);
+}
+
 TEST(KvFile, DamagedFilesAreRefusedOrHarmless) {
   for (const char* text :
        {"bf16", "f16", "kivi-2bit", "lloyd-3bit", "kv(k=gear(int(2)), v=int(2), sinks=2)"}) {

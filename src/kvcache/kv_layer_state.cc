@@ -46,17 +46,16 @@ Result<const TensorInfo*> tensor_of(const TensorInfo* tensor, std::string_view n
   return tensor;
 }
 
-// Rows of floats of any width; none at all if absent.
-Status restore_rows(const TensorInfo* tensor, std::string_view name, int64_t most,
-                    std::vector<float>& rows, int64_t& width) {
+// Rows of floats; none at all if absent.
+Status restore_rows(const TensorInfo* tensor, std::string_view name, int64_t most, int64_t width,
+                    std::vector<float>& rows) {
   if (tensor == nullptr) return {};
   if (tensor->dtype != DType::kF32 || tensor->shape.size() != 2 || tensor->shape[0] > most ||
-      tensor->shape[1] < 1 ||
+      tensor->shape[1] != width ||
       !is_finite(DType::kF32, tensor->bytes, static_cast<int64_t>(tensor->n_bytes / 4))) {
-    return error("{} is {} {}, expected at most {} rows of numbers", name,
-                 dtype_name(tensor->dtype), to_string(tensor->shape), most);
+    return error("{} is {} {}, expected at most {} rows of {} numbers", name,
+                 dtype_name(tensor->dtype), to_string(tensor->shape), most, width);
   }
-  width = tensor->shape[1];
   rows.resize(tensor->n_bytes / 4);
   if (!rows.empty()) std::memcpy(rows.data(), tensor->bytes, tensor->n_bytes);
   return {};
@@ -89,7 +88,8 @@ void KvSlots::add_state(std::vector<KvStateTensor>& tensors) const {
   add_rows("queries", queries, query_width, tensors);
 }
 
-Status KvSlots::restore(const KvPolicy& policy, int64_t n_positions, const KvFindTensor& find) {
+Status KvSlots::restore(const KvPolicy& policy, int64_t n_positions, int64_t of_queries,
+                        int64_t of_keys, const KvFindTensor& find) {
   const TensorInfo* found = find("positions");
   if (found == nullptr || found->shape.size() != 2) return error("no positions of two axes");
   const auto heads = static_cast<int64_t>(positions.size());
@@ -119,8 +119,11 @@ Status KvSlots::restore(const KvPolicy& policy, int64_t n_positions, const KvFin
   if (is_open && (n_dropped > 0 || policy.n_prompt_queries() == 0)) {
     return error("queries of a prompt that has ended");
   }
-  QUERN_TRY(restore_rows(rows, "queries", policy.n_prompt_queries(), queries, query_width));
-  QUERN_TRY(restore_rows(find("moving"), "moving", policy.n_moving(), moving, moving_width));
+  query_width = of_queries;
+  moving_width = of_keys;
+  const int64_t most = std::min(n_positions, policy.n_prompt_queries());
+  QUERN_TRY(restore_rows(rows, "queries", most, query_width, queries));
+  QUERN_TRY(restore_rows(find("moving"), "moving", policy.n_moving(), moving_width, moving));
   if (n_moving() != std::min(n_positions, policy.n_moving())) {
     return error("{} rows of moving keys, expected {}", n_moving(), policy.n_moving());
   }
@@ -210,7 +213,10 @@ Status LayerKv::restore(int64_t n_positions, const KvFindTensor& find) {
     QUERN_TRY(heads_[i].restore(static_cast<int64_t>(i), n_positions, find));
   }
   if (merge() != nullptr) return {};
-  if (policy() != nullptr) QUERN_TRY(slots_.restore(*policy(), n_positions, find));
+  if (policy() != nullptr) {
+    QUERN_TRY(
+        slots_.restore(*policy(), n_positions, shape_.query_width(), shape_.key_width(), find));
+  }
   if (maps() != nullptr) QUERN_TRY(restore_absorbed(find));
   const int64_t length = n_positions - slots_.n_dropped;
   const int64_t heads = shape_.n_kv_heads, row = row_bytes();
@@ -273,8 +279,9 @@ Status LayerKv::restore_absorbed(const KvFindTensor& find) {
 
 // What goes by queries.
 Status LayerKv::restore_varying(const KvFindTensor& find) {
-  QUERN_TRY(restore_rows(find("queries"), "queries", recipe_->n_queries(), slots_.queries,
-                         slots_.query_width));
+  slots_.query_width = shape_.query_width();
+  const int64_t most = std::min(length_, recipe_->n_queries());
+  QUERN_TRY(restore_rows(find("queries"), "queries", most, slots_.query_width, slots_.queries));
   const TensorInfo* tensor = find("varying");
   if (tensor == nullptr || tensor->dtype != DType::kU8 || tensor->shape.size() != 1) {
     return error("no varying of bytes");

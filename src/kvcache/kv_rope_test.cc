@@ -182,6 +182,7 @@ TEST(KvRecipe, WhatDoesNotGoTogetherSaysSo) {
   KvCache cache({shape}, 200, *recipe);
   const Matrix<float> rows = gaussian_rows(200, 64, 1);
   cache.layer(0).put(0, rows.view(), rows.view());
+  cache.advance(200);
   EXPECT_DOUBLE_EQ(cache.coded_bits(), 3);
   EXPECT_DOUBLE_EQ(cache.held_bits(), (3.0 * 128 + 16 * (72 + 2)) / 200);
 }

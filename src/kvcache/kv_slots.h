@@ -38,9 +38,10 @@ struct KvSlots {
   int64_t n_moving() const { return rows(moving, moving_width); }
   size_t n_bytes() const;
 
-  // As tensors, and back (kv_layer_state.cc).
+  // As tensors, and back (kv_layer_state.cc); rows of queries and of keys have the given widths.
   void add_state(std::vector<KvStateTensor>& tensors) const;
-  Status restore(const KvPolicy& policy, int64_t n_positions, const KvFindTensor& find);
+  Status restore(const KvPolicy& policy, int64_t n_positions, int64_t of_queries, int64_t of_keys,
+                 const KvFindTensor& find);
 
  private:
   static int64_t rows(const std::vector<float>& x, int64_t width) {

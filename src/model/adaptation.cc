@@ -54,7 +54,6 @@ void attend_adapting(const AdaptingRows& rows) {
   const AttentionDesc& a = *rows.attention;
   LayerKv& kv = *rows.kv;
   KvSlots& slots = kv.slots();
-  if (slots.query_width != rows.q.cols) slots.queries.clear();  // of a file for other heads
   for (int64_t i = 0; i < rows.q.rows;) {
     const int64_t position = rows.position + i;
     const int64_t decision = (position / kKeyBlock + 1) * kKeyBlock;

@@ -95,6 +95,7 @@ Result<KvCache> Model::make_cache(int64_t capacity, const KvCacheRecipe& recipe)
   std::vector<KvShape> shapes;
   for (const LayerDesc& layer : desc().layers) {
     shapes.push_back({layer.attention.n_kv_heads, layer.attention.d_head});
+    shapes.back().n_heads = layer.attention.n_heads;
   }
   QUERN_TRY(add_ropes(capacity, recipe, shapes));
   QUERN_TRY(check_heads(capacity, recipe));
