@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "cli/command.h"
 #include "cli/eval_caches.h"
+#include "cli/eval_needles.h"
 #include "cli/task_runs.h"
 #include "eval/samples.h"
 #include "report/comparison.h"
@@ -174,6 +175,8 @@ struct EvalCommand {
   BaselineOptions baseline;
   int64_t n_samples = 0;
   Activations activations{};
+  bool finds_needles = false;
+  NeedleOptions needles;
   std::string caches, kv_calibration;
   bool json = false, csv = false;
 };
@@ -221,7 +224,8 @@ Status run_text(const EvalCommand& o, const Model& model, const Model* base,
     json["protocol"] = protocol_name(options.protocol);
     json["ctx"] = options.n_ctx;
     json["kv"] = options.kv.text;
-    const CacheBits bits = cache_bits(model.desc(), options.kv, options.n_ctx, result);
+    const CacheBits bits =
+        cache_bits(model.desc(), options.kv, options.n_ctx, {result.kv_bits, result.kv_held_bits});
     json["kv_bits"] = bits.page;
     json["kv_held_bits"] = bits.held;
     json["text"] = o.text.empty() ? "bundled" : valid_utf8(o.text);
@@ -236,7 +240,9 @@ Status run_text(const EvalCommand& o, const Model& model, const Model* base,
   return {};
 }
 
-Status run_caches(const EvalCommand& o, const Model& model, const std::string& text) {
+// A row for each cache, of --caches or the one of --kv; all are checked before any work.
+Status run_caches(const EvalCommand& o, const Model& model, const Model* base,
+                  const std::string& text) {
   QUERN_ASSIGN(const auto tokenizer, Tokenizer::open(o.model));
   EvalOptions options = o.eval;
   options.n_ctx = std::min(options.n_ctx, model.desc().n_context);
@@ -244,14 +250,19 @@ Status run_caches(const EvalCommand& o, const Model& model, const std::string& t
                            : o.csv ? CacheTable::kCsv
                                    : CacheTable::kText;
   std::vector<NamedCache> caches;
-  for (const std::string& name : split_texts(o.caches)) {  // all are checked before any work
+  for (const std::string& name : split_texts(o.caches)) {
     QUERN_ASSIGN(KvCacheRecipe recipe, KvCacheRecipe::parse(name));
     QUERN_TRY(plan_cache(model, o.kv_calibration,
                          table == CacheTable::kText ? Output::kText : Output::kQuiet, recipe));
-    QUERN_TRY(model.make_cache(1, recipe));
     caches.push_back({name, std::move(recipe)});
   }
-  return eval_caches(model, tokenizer->tokenize(text), caches, options, table);
+  if (o.caches.empty()) caches.push_back({o.eval.kv.text, o.eval.kv});
+  for (const NamedCache& cache : caches) QUERN_TRY(model.make_cache(1, cache.recipe));
+  const std::vector<Token> ids = tokenizer->tokenize(text);
+  if (!o.finds_needles) return eval_caches(model, ids, caches, options, table);
+  NeedleOptions needles = o.needles;
+  needles.n_ctx = options.n_ctx;
+  return eval_needles(model, base != nullptr ? *base : model, ids, caches, needles, table);
 }
 
 Status run_eval(EvalCommand o) {
@@ -266,7 +277,7 @@ Status run_eval(EvalCommand o) {
   if (!o.tasks.files.empty())
     return run_tasks(o.model, *model, base.get(), o.eval.kv, o.tasks, o.answers, o.json);
   QUERN_ASSIGN(const std::string text, evaluation_text(o.text));
-  if (!o.caches.empty()) return run_caches(o, *model, text);
+  if (!o.caches.empty() || o.finds_needles) return run_caches(o, *model, base.get(), text);
   if (o.n_samples == 0) return run_text(o, *model, base.get(), text);
   if (base == nullptr) return usage_error("--samples needs --base, the model to compare with");
   SampleOptions options;
@@ -293,7 +304,8 @@ Action declare_eval(CLI::App& app) {
   add_kv(app, o->activations, o->eval.kv, o->kv_calibration);
   app.add_option("--caches", o->caches,
                  "several caches, separated by semicolons: a table of what each costs");
-  app.add_flag("--csv", o->csv, "of --caches: as comma-separated values");
+  app.add_flag("--csv", o->csv, "of --caches and --needle: as comma-separated values");
+  add_needles(app, o->finds_needles, o->needles);
   add_threads(app);
   add_json(app, o->json);
   app.footer(

@@ -43,13 +43,14 @@ void print_rows(const std::vector<Row>& rows, CacheTable table) {
 }  // namespace
 
 CacheBits cache_bits(const ModelDesc& model, const KvCacheRecipe& kv, int64_t n,
-                     const EvalResult& result) {
+                     const CacheBits& measured) {
   CacheBits bits{kv.bits(model), 0};
   double numbers = 0;
   for (size_t i = 0; i < model.layers.size(); ++i) {
     const AttentionDesc& a = model.layers[i].attention;
     const auto kept = kv.of(i);
-    if (kept->n_queries() > 0) return {result.kv_bits, result.kv_held_bits};
+    if (kept->n_queries() > 0) return measured;
+    if (kept->policy != nullptr || kept->merge != nullptr) return {bits.page, measured.held};
     const auto of_layer = static_cast<double>(a.n_kv_heads * a.d_head);
     const auto coded = static_cast<double>(kept->coded_before(n - 1));
     const double exact =
@@ -75,7 +76,8 @@ Status eval_caches(const Model& model, const std::vector<Token>& text,
       return !interrupted();
     };
     QUERN_ASSIGN(const EvalResult result, evaluate(model, &model, text, one));
-    const CacheBits bits = cache_bits(model.desc(), cache.recipe, options.n_ctx, result);
+    const CacheBits bits = cache_bits(model.desc(), cache.recipe, options.n_ctx,
+                                      {result.kv_bits, result.kv_held_bits});
     rows.push_back({cache.name, cache.recipe.text, bits, result});
   }
   bar.clear();

@@ -11,13 +11,13 @@ namespace quern::cli {
 
 // Prints what each cache costs: as lines of CSV, as JSON, or as a table.
 enum class CacheTable : uint8_t { kText, kCsv, kJson };
-// Bits of a number, of a page and of all that a context of n positions holds: as the recipe says,
-// or where pages differ in size as they were when the result was measured.
+// Bits of a number, in a page and in the mean over all of a context of n positions: as the recipe
+// says, or as `measured` where it does not, since pages differ in size or positions are dropped.
 struct CacheBits {
   double page = 0, held = 0;
 };
 CacheBits cache_bits(const ModelDesc& model, const KvCacheRecipe& kv, int64_t n,
-                     const EvalResult& result);
+                     const CacheBits& measured);
 
 struct NamedCache {
   std::string name;

@@ -7,8 +7,7 @@
 #include <optional>
 
 #include "base/check.h"
-#include "kernels/kernels.h"
-#include "model/sampler.h"
+#include "eval/continuation.h"
 #include "tokenizer/utf8.h"
 
 namespace quern {
@@ -60,7 +59,10 @@ class Answerer {
     QUERN_TRY(model_.forward(cache, context, behind.view()));
     for (size_t i = 0; i < continuations.size(); ++i) {
       KvCache fork = cache.fork();
-      QUERN_ASSIGN(of[i], score(fork, behind.row(behind.rows() - 1), continuations[i]));
+      QUERN_ASSIGN(
+          const ContinuationScore score,
+          score_continuation(model_, fork, behind.row(behind.rows() - 1), continuations[i]));
+      of[i] = {score.log_likelihood, score.n_top == static_cast<int64_t>(continuations[i].size())};
     }
     return {};
   }
@@ -81,27 +83,6 @@ class Answerer {
       of[i] = one[0];
     }
     return {};
-  }
-
-  // `before`: what the head reads behind the context.
-  Result<Likelihood> score(KvCache& cache, const float* before, std::span<const Token> tokens) {
-    const auto n = static_cast<int64_t>(tokens.size());
-    Matrix<float> hidden(n, model_.desc().d_model);
-    std::copy_n(before, hidden.cols(), hidden.row(0));
-    if (n > 1) {
-      QUERN_TRY(model_.forward(cache, tokens.first(static_cast<size_t>(n - 1)),
-                               hidden.view().row_range(1, n - 1)));
-    }
-    Matrix<float> logits(n, model_.desc().n_vocab);
-    model_.logits(hidden.view(), logits.view());
-    Likelihood likelihood;
-    for (int64_t i = 0; i < n; ++i) {
-      const std::span<const float> row(logits.row(i), static_cast<size_t>(logits.cols()));
-      const auto token = static_cast<size_t>(tokens[static_cast<size_t>(i)]);
-      likelihood.log += row[token] - kernels().log_sum_exp(row.data(), logits.cols());
-      likelihood.is_greedy = likelihood.is_greedy && argmax(row) == static_cast<Token>(token);
-    }
-    return likelihood;
   }
 
   const Model& model_;
