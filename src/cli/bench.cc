@@ -56,6 +56,19 @@ Result<std::unique_ptr<Model>> open_or_make(const BenchOptions& o) {
   return synthetic_model(o.shape, options);
 }
 
+// Random weights have nothing that a cache could be planned for or fitted to.
+Status check_cache_of_shape(const KvCacheRecipe& kv) {
+  if (kv.mix) return usage_error("bench: {} is planned for a MODEL, not for a shape", kv.text);
+  for (const auto& kept : kv.all()) {
+    if (!kept->has_tables() && !kept->has_trained()) continue;
+    return usage_error(
+        "bench: {} needs tables of a MODEL, and a shape has none: give a MODEL, with tables by "
+        "quern calibrate-kv or by training",
+        kept->text);
+  }
+  return {};
+}
+
 Json to_json(const Limit& limit) {
   return {{"one_thread", limit.one_thread / 1e9}, {"all_threads", limit.all_threads / 1e9}};
 }
@@ -204,11 +217,11 @@ Status run_bench(BenchOptions o) {
       return {};
     }
   }
-  if (!o.shape.empty()) bar.show(0, "build " + o.shape);
-  QUERN_ASSIGN(const auto model, open_or_make(o));
-  if (o.speed.kv.mix && !o.shape.empty()) {
-    return usage_error("bench: {} is planned for a MODEL, not for a shape", o.speed.kv.text);
+  if (!o.shape.empty()) {
+    QUERN_TRY(check_cache_of_shape(o.speed.kv));
+    bar.show(0, "build " + o.shape);
   }
+  QUERN_ASSIGN(const auto model, open_or_make(o));
   QUERN_TRY(
       plan_cache(*model, o.kv_calibration, o.json ? Output::kQuiet : Output::kText, o.speed.kv));
   o.speed.proceed = proceed;

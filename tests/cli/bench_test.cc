@@ -128,6 +128,9 @@ TEST(CliBench, RefusesWhatItCannotTime) {
   expect_failure({"bench", "--shape", "tiny", "--codec", "int(4)", "--act",
                   "int(8, per=tensor, scale=static)"},
                  2, "static");
+  for (const char* kv : {"kvquant-3bit", "kv(evict=less(h2o(32)))"}) {
+    expect_failure({"bench", "--shape", "tiny", "--kv", kv}, 2, "give a MODEL, with tables");
+  }
 }
 
 }  // namespace
