@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows are the heads of a group, query by query. They go in tiles that share every load of K and V,
 // and a tile takes one span of positions after the other: scores of what is visible, softmax by
-// row, then weighted sums of rows of V. Positions come in blocks that stay in the first cache. Of a
-// block of turned keys, a vector holds the scores of a row side by side, and both products are sums
-// of rows. Halves become floats in the product itself where rows are few, and before it for many;
-// the bits are the same.
+// row, then weighted sums of rows of V. The softmax is powers of scores below the row's largest,
+// which are taken when a block of V is there, and their sum divides the result. Positions come in
+// blocks that stay in the first cache. Of a block of turned keys, a vector holds the scores of a
+// row side by side, and both products are sums of rows. Halves become floats in the product itself
+// where rows are few, and before it for many; the bits are the same.
 // Within a block, rows go by groups. Where the rows of a group see different ranges, the positions
 // they all see go together and the ragged ends row by row; both add positions in ascending order,
 // so the split is invisible in the result, as are segments.
@@ -21,37 +22,19 @@
 #include "base/checked.h"
 #include "base/parallel.h"
 #include "kernels/attention_pairs.h"
+#include "kernels/attention_tiles.h"
+#include "kernels/vec_math.h"
 
 namespace quern {
 namespace {
 
-constexpr int64_t kMaxTile = 64;    // rows
 constexpr int64_t kGroup = 8;       // rows that the products take together
 constexpr int64_t kFewRows = 16;    // up to here halves are read as they are
 constexpr int64_t kScoreUnit = 16;  // positions
 constexpr size_t kFewJobs = 16;     // up to here their spans are shared out
+constexpr int64_t kLanes = 16;      // of sums of weights
 
 static_assert(kKvSpan % kKeyBlock == 0);
-
-struct Range {
-  int64_t begin, end;
-  bool empty() const { return begin >= end; }
-  bool operator==(const Range&) const = default;
-};
-
-Range intersect(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
-
-Range unite(Range a, Range b) {
-  if (a.empty()) return b;
-  if (b.empty()) return a;
-  return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
-}
-
-// The spans, or the blocks, that hold a range.
-Range cover(Range range, int64_t size) {
-  if (range.empty()) return {0, 0};
-  return {range.begin / size, ceil_div(range.end, size)};
-}
 
 // What the rows of a tile see of a segment within a span.
 struct Visible {
@@ -63,6 +46,15 @@ struct Visible {
   std::array<Group, kMaxTile / kGroup> groups;
   Range any{0, 0};  // blocks that hold what some row sees
 };
+
+float sum_of_lanes(const float* lanes) {
+  float sums[kLanes];
+  std::copy_n(lanes, kLanes, sums);
+  for (int64_t h = kLanes / 2; h > 0; h /= 2) {
+    for (int64_t l = 0; l < h; ++l) sums[l] += sums[l + h];
+  }
+  return sums[0];
+}
 
 template <class T>
 T* grown(AlignedVector<T>& buffer, int64_t n) {
@@ -84,7 +76,7 @@ struct RoundedRows {
 
 // Scratch outlives the call, so that a step allocates nothing once it has seen its longest context.
 struct Scratch {
-  AlignedVector<float> scores, q, parts, lse;
+  AlignedVector<float> scores, q, sums, parts, lse;
   KvScratchMemory block;
   RoundedRows queries, rows;
   std::vector<Visible> segments;
@@ -95,55 +87,10 @@ Scratch& thread_scratch() {
   return scratch;
 }
 
-// Rows [first, first + n) of a job.
-struct Tile {
-  const AttendArgs* args;
-  int64_t first, n;
-  Range spans;  // that hold what some row sees
-
-  Range seen(int64_t i, const KvSegment& segment) const {
-    const int64_t query = (first + i) / args->n_heads;
-    const Range row{segment.first[query], segment.last[query]};
-    QUERN_CHECK(row.begin >= 0 && row.end <= args->n_ctx);
-    return row.empty() ? Range{0, 0} : row;
-  }
-  Range seen(int64_t i) const {
-    Range all{0, 0};
-    for (const KvSegment& segment : args->segments) {
-      const Range row = seen(i, segment);
-      QUERN_CHECK(all.empty() || row.empty() || all.end == row.begin);
-      all = unite(all, row);
-    }
-    return all;
-  }
-  int64_t offset(int64_t i, int64_t ld) const {
-    return (first + i) / args->n_heads * ld + (first + i) % args->n_heads * args->d_head;
-  }
-  int64_t n_spans() const { return spans.end - spans.begin; }
-  // Results of spans, [n_spans, n, d_head], and the logs of their sums, [n, n_spans].
-  int64_t parts_size() const { return n_spans() * n * args->d_head; }
-  int64_t lse_size() const { return n_spans() * n; }
-};
-
-std::vector<Tile> tiles_of(std::span<const AttendArgs> jobs) {
-  std::vector<Tile> tiles;
-  for (const AttendArgs& args : jobs) {
-    const int64_t n_rows = args.n_q * args.n_heads;
-    for (int64_t first = 0; first < n_rows; first += kMaxTile) {
-      Tile tile{&args, first, std::min(kMaxTile, n_rows - first), {0, 0}};
-      for (int64_t i = 0; i < tile.n; ++i) {
-        tile.spans = unite(tile.spans, cover(tile.seen(i), kKvSpan));
-      }
-      tiles.push_back(tile);
-    }
-  }
-  return tiles;
-}
-
 // A tile's rows over one span.
 class SpanOfTile {
  public:
-  SpanOfTile(const Tile& tile, int64_t span, const KernelTable& table)
+  SpanOfTile(const AttentionTile& tile, int64_t span, const KernelTable& table)
       : tile_(tile),
         a_(*tile.args),
         table_(table),
@@ -158,6 +105,7 @@ class SpanOfTile {
     ld_ = (blocks_.end - blocks_.begin) * kKeyBlock + 16;
     scores_ = grown(scratch_.scores, n_ * ld_);
     q_ = grown(scratch_.q, kMaxTile * d_);
+    sums_ = grown(scratch_.sums, kMaxTile * kLanes);
     block_ = scratch_.block.view(d_);
   }
 
@@ -172,10 +120,12 @@ class SpanOfTile {
       queries_are_rounded_ = false;
       for (int64_t b = segment.any.begin; b < segment.any.end; ++b) score(segment, b);
     }
-    for (int64_t i = 0; i < n_; ++i) lse[i * ld_lse] = normalise(i);
+    for (int64_t i = 0; i < n_; ++i) tops_[static_cast<size_t>(i)] = find_top(i);
+    std::fill_n(sums_, n_ * kLanes, 0.0f);
     for (const Visible& segment : segments()) {
       for (int64_t b = segment.any.begin; b < segment.any.end; ++b) gather(segment, b);
     }
+    for (int64_t i = 0; i < n_; ++i) lse[i * ld_lse] = finish(i);
   }
 
  private:
@@ -286,12 +236,40 @@ class SpanOfTile {
     });
   }
 
+  // Of some rows that see something of a block.
+  struct BlockScores {
+    ScoreRows rows;
+    std::array<int32_t, kGroup> first, last;
+  };
+  void block_scores(const Visible& segment, int64_t b, int64_t first, int64_t count,
+                    BlockScores& scores) {
+    const Range block{b * kKeyBlock, (b + 1) * kKeyBlock};
+    for (int64_t r = 0; r < count; ++r) {
+      const Range seen = intersect(segment.rows[static_cast<size_t>(first + r)], block);
+      scores.first[static_cast<size_t>(r)] = static_cast<int32_t>(seen.begin - block.begin);
+      scores.last[static_cast<size_t>(r)] = static_cast<int32_t>(seen.end - block.begin);
+    }
+    scores.rows = {score_at(first, block.begin), ld_, kKeyBlock};
+    scores.rows.first = scores.first.data();
+    scores.rows.last = scores.last.data();
+    scores.rows.to_exponent = to_exponent();
+    scores.rows.tops = tops_.data() + first;
+    scores.rows.sums = sums_ + first * kLanes;
+  }
+
   void gather_levels(const Visible& segment, int64_t b, const KvOperand& values) {
     const LevelBlock& v = *values.levels;
     for_rows(segment, b, [&](int64_t first, int64_t count) {
+      BlockScores scores;
+      block_scores(segment, b, first, count, scores);
+      const float* weights = scores.rows.x;
       const LevelRows rows = scratch_.rows.view(v, kGroup);
-      const float* weights = score_at(first, b * kKeyBlock);
-      table_.round_level_rows(weights, ld_, count, v, rows);
+      if (values.added == nullptr && a_.weights == nullptr) {
+        table_.round_exp_rows(scores.rows, count, v, rows);
+      } else {
+        table_.exp_rows(scores.rows, count);
+        table_.round_level_rows(weights, ld_, count, v, rows);
+      }
       table_.level_dot(v, rows, count, out_ + first * d_, d_);
       if (values.added != nullptr) {
         add_correction(*values.added, weights, ld_, count, out_ + first * d_, d_, table_);
@@ -317,25 +295,36 @@ class SpanOfTile {
     }
   }
 
-  // Scores become weights, zero where not visible. The log of the sum of exponentials.
-  float normalise(int64_t i) {
+  float to_exponent() const { return (a_.soft_cap != 0 ? 1 : a_.scale) * vec_math::kLog2E; }
+
+  // The largest score of a row, as an exponent of two; where all are -inf, or there is none, what
+  // makes all weights zero.
+  float find_top(int64_t i) {
     const Range seen = seen_[static_cast<size_t>(i)];
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    if (seen.empty()) return kInfinity;
     const int64_t n = seen.end - seen.begin;
-    if (n <= 0) return -std::numeric_limits<float>::infinity();
     float* row = score_at(i, seen.begin);
-    std::fill(score_at(i, blocks_.begin * kKeyBlock), row, 0.0f);
-    std::fill(row + n, score_at(i, blocks_.end * kKeyBlock), 0.0f);
-    float scale = a_.scale, lse = 0;
     if (a_.soft_cap != 0) {
-      table_.scale(scale, n, row);
+      table_.scale(a_.scale, n, row);
       table_.soft_cap(a_.soft_cap, n, row);
-      scale = 1;
     }
-    table_.softmax(scale, n, row, &lse);
-    if (a_.weights != nullptr) {
-      std::copy_n(row, n, a_.weights + (tile_.first + i) * a_.n_ctx + seen.begin);
+    const float top = table_.max(row, n);
+    return top == -kInfinity ? kInfinity : top * to_exponent();
+  }
+
+  // Divides a row's result by the sum of its weights. The log of the sum of exponentials.
+  float finish(int64_t i) {
+    const float sum = sum_of_lanes(sums_ + i * kLanes), top = tops_[static_cast<size_t>(i)];
+    const float share = sum == 0 ? 0 : 1 / sum;
+    table_.scale(share, d_, out_ + i * d_);
+    const Range seen = seen_[static_cast<size_t>(i)];
+    if (a_.weights != nullptr && !seen.empty()) {
+      float* weights = a_.weights + (tile_.first + i) * a_.n_ctx + seen.begin;
+      std::copy_n(score_at(i, seen.begin), seen.end - seen.begin, weights);
+      table_.scale(share, seen.end - seen.begin, weights);
     }
-    return lse;
+    return sum == 0 ? -top : top * vec_math::kLn2High + log_of(sum);
   }
 
   // Adds positions `part` of a block to `count` rows from i on.
@@ -349,6 +338,11 @@ class SpanOfTile {
     const Range block{b * kKeyBlock, std::min((b + 1) * kKeyBlock, a_.n_ctx)};
     const KvOperand v = operand(segment.blocks->values(b, block_), (block.end - block.begin) * d_);
     if (v.levels != nullptr) return gather_levels(segment, b, v);
+    for_rows(segment, b, [&](int64_t first, int64_t count) {
+      BlockScores scores;
+      block_scores(segment, b, first, count, scores);
+      table_.exp_rows(scores.rows, count);
+    });
     for (int64_t i = 0; i < n_; i += kGroup) {
       const int64_t count = std::min(kGroup, n_ - i);
       const Visible::Group& group = segment.groups[static_cast<size_t>(i / kGroup)];
@@ -367,22 +361,23 @@ class SpanOfTile {
     }
   }
 
-  const Tile& tile_;
+  const AttentionTile& tile_;
   const AttendArgs& a_;
   const KernelTable& table_;
   Range span_;  // positions
   int64_t n_, d_;
   Scratch& scratch_;
   std::array<Range, kMaxTile> seen_;  // of all segments
-  Range blocks_{0, 0};                // that hold what some row sees
+  std::array<float, kMaxTile> tops_;
+  Range blocks_{0, 0};  // that hold what some row sees
   int64_t ld_;
-  float *scores_, *q_, *out_ = nullptr;  // [n, ld], [n, d_head], [n, d_head]
+  float *scores_, *q_, *sums_, *out_ = nullptr;  // [n, ld], [n, d_head], [n, kLanes], [n, d_head]
   KvScratch block_;
   bool queries_are_rounded_ = false;  // for the segment
 };
 
 // A tile's results from those of its spans.
-void merge(const Tile& tile, const float* parts, float* lse, const KernelTable& table) {
+void merge(const AttentionTile& tile, const float* parts, float* lse, const KernelTable& table) {
   const AttendArgs& a = *tile.args;
   const int64_t n_spans = tile.n_spans(), d = a.d_head;
   for (int64_t i = 0; i < tile.n; ++i) {
@@ -413,7 +408,7 @@ void merge(const Tile& tile, const float* parts, float* lse, const KernelTable& 
   }
 }
 
-void attend_tile(const Tile& tile, const KernelTable& table) {
+void attend_tile(const AttentionTile& tile, const KernelTable& table) {
   Scratch& scratch = thread_scratch();
   float* parts = grown(scratch.parts, tile.parts_size());
   float* lse = grown(scratch.lse, tile.lse_size());
@@ -425,7 +420,7 @@ void attend_tile(const Tile& tile, const KernelTable& table) {
 }
 
 // Every span of every tile is a piece of work.
-void attend_spans(const std::vector<Tile>& tiles, const KernelTable& table) {
+void attend_spans(const std::vector<AttentionTile>& tiles, const KernelTable& table) {
   struct Piece {
     size_t tile;
     int64_t span;
@@ -445,7 +440,7 @@ void attend_spans(const std::vector<Tile>& tiles, const KernelTable& table) {
   parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const auto [t, s] = pieces[static_cast<size_t>(i)];
-      const Tile& tile = tiles[t];
+      const AttentionTile& tile = tiles[t];
       SpanOfTile(tile, tile.spans.begin + s, table)
           .run(parts + parts_at[t] + s * tile.n * tile.args->d_head, lse + lse_at[t] + s,
                tile.n_spans());
@@ -480,11 +475,11 @@ KvOperand StoredBlocks::load(const void* store, int64_t block) const {
 }
 
 void attend(const AttendArgs& args, const KernelTable& table) {
-  for (const Tile& tile : tiles_of({&args, 1})) attend_tile(tile, table);
+  for (const AttentionTile& tile : tiles_of({&args, 1})) attend_tile(tile, table);
 }
 
 void attend(std::span<const AttendArgs> jobs, const KernelTable& table) {
-  const std::vector<Tile> tiles = tiles_of(jobs);
+  const std::vector<AttentionTile> tiles = tiles_of(jobs);
   if (tiles.size() <= kFewJobs) return attend_spans(tiles, table);
   parallel_for(static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) attend_tile(tiles[static_cast<size_t>(i)], table);

@@ -20,6 +20,7 @@
 #include "kernels/level_block.h"
 #include "kernels/pair_product.h"
 #include "kernels/panels.h"
+#include "kernels/score_rows.h"
 
 namespace quern {
 
@@ -101,6 +102,8 @@ struct KernelTable {
   // The same in bfloat16, for products of pairs: x = round_bf16(exp(a x - max)), and 1 / sum x is
   // returned, by which the softmax is x times that; 0 where all are -inf. lse as of these x.
   float (*softmax_bf16)(float a, int64_t n, float* x, float* lse);
+  // n rows of scores become weights, and are summed up (see kernels/score_rows.h).
+  void (*exp_rows)(const ScoreRows& rows, int64_t n);
   // log(sum exp(x)) without writing.
   float (*log_sum_exp)(const float* x, int64_t n);
   float (*max)(const float* x, int64_t n);
@@ -143,9 +146,13 @@ struct KernelTable {
 
   // n rows of a, rounded to meet a block; and their product, added to y (see
   // kernels/level_block.h). What rounds them reads of the block all but its levels, in kDown scales
-  // and centres neither.
+  // and centres neither. What multiplies them fetches what the block says is read next.
   void (*round_level_rows)(const float* a, int64_t ld_a, int64_t n, const LevelBlock& block,
                            const LevelRows& rows);
+  // exp_rows and round_level_rows of the weights, which may or may not be written; n_cols are the
+  // block's rows.
+  void (*round_exp_rows)(const ScoreRows& scores, int64_t n, const LevelBlock& block,
+                         const LevelRows& rows);
   void (*level_dot)(const LevelBlock& block, const LevelRows& rows, int64_t n, float* y,
                     int64_t ld_y);
   // The block as floats [rows, cols]: fma(level - zero, scale, centre), or scale times level.

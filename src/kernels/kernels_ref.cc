@@ -246,6 +246,18 @@ float softmax_bf16_ref(float a, int64_t n, float* x, float* lse) {
   return 1.0f / sum;
 }
 
+void exp_rows_ref(const ScoreRows& rows, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    float *x = rows.x + i * rows.ld, *sums = rows.sums + 16 * i;
+    for (int64_t j = 0; j < rows.n_cols; ++j) {
+      const bool is_seen = rows.first[i] <= j && j < rows.last[i];
+      const float power = std::fma(x[j], rows.to_exponent, -rows.tops[i]);
+      x[j] = is_seen ? vec_math::exp2(Lane{power}).v : 0;
+      sums[j % 16] = sums[j % 16] + x[j];
+    }
+  }
+}
+
 float log_sum_exp_ref(const float* x, int64_t n) {
   const float top = max_ref(x, n);
   if (top == -kInfinity) return top;
@@ -326,6 +338,7 @@ void fill_ref(KernelTable& table) {
   table.soft_cap = soft_cap_ref;
   table.softmax = softmax_ref;
   table.softmax_bf16 = softmax_bf16_ref;
+  table.exp_rows = exp_rows_ref;
   table.log_sum_exp = log_sum_exp_ref;
   table.max = max_ref;
   table.rope = rope_ref;

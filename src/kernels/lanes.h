@@ -225,6 +225,25 @@ struct RowKernels {
     if (lse != nullptr) *lse = top + log_of(sum);
     return 1.0f / sum;
   }
+  static void exp_rows(const ScoreRows& rows, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      float* x = rows.x + i * rows.ld;
+      const int64_t first = rows.first[i], last = rows.last[i];
+      const V factor = V::set(rows.to_exponent), top = V::set(-rows.tops[i]);
+      V sum = V::load(rows.sums + 16 * i);
+      for (int64_t j = 0; j < rows.n_cols; j += 16) {
+        if (j + 16 <= first || j >= last) {
+          V::set(0).store(x + j);
+          continue;
+        }
+        vec_math::exp2(V::fma(V::load(x + j), factor, top)).store(x + j);
+        for (int64_t l = j; l < first; ++l) x[l] = 0;
+        for (int64_t l = last; l < j + 16; ++l) x[l] = 0;
+        sum = V::add(sum, V::load(x + j));
+      }
+      sum.store(rows.sums + 16 * i);
+    }
+  }
   static float log_sum_exp(const float* x, int64_t n) {
     const float top = max(x, n);
     if (top == -kInfinity) return top;
@@ -262,6 +281,7 @@ struct RowKernels {
     table.soft_cap = soft_cap;
     table.softmax = softmax;
     table.softmax_bf16 = softmax_bf16;
+    table.exp_rows = exp_rows;
     table.round_bf16 = round_bf16;
     table.pair_product = PairKernels<V>::pair_product;
     table.log_sum_exp = log_sum_exp;

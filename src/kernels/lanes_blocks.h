@@ -2,6 +2,7 @@
 // The kernels over lanes (see lanes.h) that keep blocks of a matrix in registers.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace quern {

@@ -22,7 +22,10 @@
 // In kAcross a row r with a[r] = 0 does not count, whatever its scale and centre.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+
+#include "kernels/level_codes.h"
 
 namespace quern {
 
@@ -30,7 +33,7 @@ struct LevelBlock {
   enum class Share : uint8_t { kDown, kAcross };
   enum class Sign : uint8_t { kSigned, kUnsigned };  // of a: then levels are unsigned, or signed
 
-  const uint8_t* levels = nullptr;  // [rows / 4][cols][4], or of int8_t
+  LevelCodes levels;  // [rows / 4][cols][4], of uint8_t or int8_t
   // kDown: [rows / group][cols]; kAcross: [cols / group][rows]. Centres may be null.
   const float *scales = nullptr, *centres = nullptr;
   int64_t rows = 0, cols = 0;  // multiples of 16; at most kMostLevelRows rows
@@ -39,6 +42,9 @@ struct LevelBlock {
   Sign sign = Sign::kSigned;
   int zero = 0;    // 0 to 128
   int planes = 1;  // of bytes that a is rounded to: 1 or 2
+  // Bytes that are read after this block: level_dot fetches them ahead.
+  const std::byte* next = nullptr;
+  int64_t n_next = 0;
 
   int64_t n_groups() const { return (share == Share::kDown ? rows : cols) / group; }
   // Sets of whole numbers of a row of a.

@@ -21,7 +21,7 @@ float sum_lanes(float (&lanes)[16]) {
 }
 
 int level_at(const LevelBlock& b, int64_t r, int64_t j) {
-  const uint8_t level = b.levels[level_place(b.cols, r, j)];
+  const auto level = static_cast<uint8_t>(b.levels.at(level_place(b.cols, r, j)));
   return b.sign == Sign::kSigned ? level : static_cast<int8_t>(level);
 }
 
@@ -85,6 +85,12 @@ void round_level_rows(const float* a, int64_t ld_a, int64_t n, const LevelBlock&
   }
 }
 
+void round_exp_rows(const ScoreRows& scores, int64_t n, const LevelBlock& b,
+                    const LevelRows& rows) {
+  kernels(Isa::kRef).exp_rows(scores, n);
+  round_level_rows(scores.x, scores.ld, n, b, rows);
+}
+
 // sum q (level - zero) over rows [first, first + n) of column j.
 int32_t dot_column(const LevelBlock& b, const uint8_t* q, int64_t first, int64_t n, int64_t j) {
   int64_t sum = 0;
@@ -144,6 +150,7 @@ void level_floats(const LevelBlock& b, float* x) {
 
 void fill_level_block_ref(KernelTable& table) {
   table.round_level_rows = round_level_rows;
+  table.round_exp_rows = round_exp_rows;
   table.level_dot = level_dot;
   table.level_floats = level_floats;
 }

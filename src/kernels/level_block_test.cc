@@ -2,6 +2,7 @@
 #include "kernels/level_block.h"
 
 #include <cmath>
+#include <tuple>
 
 #include "kernels/parity_testing.h"
 #include "tensor/matrix.h"
@@ -15,15 +16,20 @@ using Sign = LevelBlock::Sign;
 // A block of random levels and rows to meet it.
 struct Problem {
   LevelBlock block;
-  std::vector<uint8_t> levels;
+  std::vector<std::byte> codes;
+  std::vector<uint8_t> table;  // of codes of at most 4 bits, unless the seed is even
   std::vector<float> scales, centres, a;
   int64_t n;
 
   Problem(const LevelBlock& shape, bool has_centres, int64_t n, uint64_t seed)
       : block(shape), n(n) {
     Random random(seed);
-    levels.resize(static_cast<size_t>(block.rows * block.cols));
-    for (uint8_t& level : levels) level = static_cast<uint8_t>(random.next());
+    LevelCodes& levels = block.levels;
+    levels.n = block.rows * block.cols;
+    codes.resize(static_cast<size_t>(level_code_bytes(levels.bits, levels.n)));
+    for (std::byte& code : codes) code = static_cast<std::byte>(random.next());
+    table.resize(16);
+    for (uint8_t& level : table) level = static_cast<uint8_t>(random.next());
     const int64_t other = block.share == Share::kDown ? block.cols : block.rows;
     const auto draw = [&](std::vector<float>& x, int64_t count) {
       x.resize(static_cast<size_t>(count));
@@ -36,7 +42,10 @@ struct Problem {
     if (block.sign == Sign::kUnsigned) {
       for (float& value : a) value = std::fabs(value);
     }
-    block.levels = levels.data();
+    levels.codes = codes.data();
+    if (levels.bits <= 4 && seed % 2 == 1) levels.table = table.data();
+    block.next = codes.data();
+    block.n_next = static_cast<int64_t>(codes.size());
     block.scales = scales.data();
     block.centres = has_centres ? centres.data() : nullptr;
   }
@@ -64,8 +73,11 @@ struct Problem {
   }
 };
 
+// Every shape with one width of codes, all of them in turns.
 template <class F>
 void for_each_shape(const F& f) {
+  constexpr int kBits[] = {8, 2, 4, 1, 8, 3, 2};
+  size_t n_shapes = 0;
   for (const Share share : {Share::kDown, Share::kAcross}) {
     for (const Sign sign : {Sign::kSigned, Sign::kUnsigned}) {
       for (const auto& [rows, cols] : std::vector<std::pair<int64_t, int64_t>>{
@@ -75,6 +87,7 @@ void for_each_shape(const F& f) {
           if (length % group != 0) continue;
           for (const int planes : {1, 2}) {
             LevelBlock block;
+            block.levels.bits = kBits[n_shapes++ % std::size(kBits)];
             block.rows = rows;
             block.cols = cols;
             block.group = group;
@@ -108,12 +121,90 @@ TEST(LevelBlock, EveryIsaGivesTheSameBits) {
         for (size_t i = 0; i < want.size(); ++i) {
           ASSERT_TRUE(testing::same_bits(got[i], want[i]))
               << isa_name(isa) << " rows=" << shape.rows << " cols=" << shape.cols
-              << " group=" << shape.group << " n=" << n << " planes=" << shape.planes << " at "
-              << i;
+              << " group=" << shape.group << " bits=" << shape.levels.bits << " n=" << n
+              << " planes=" << shape.planes << " at " << i;
         }
       }
     }
   });
+}
+
+// Rows of scores that see all of a block, a part of it, or nothing of it.
+struct Scores {
+  std::vector<float> x, tops, sums;
+  std::vector<int32_t> first, last;
+
+  explicit Scores(const Problem& p)
+      : x(p.a), tops(static_cast<size_t>(p.n)), sums(tops.size() * 16, 0.5f) {
+    const auto n_cols = static_cast<int32_t>(p.block.rows);
+    for (int64_t i = 0; i < p.n; ++i) {
+      tops[static_cast<size_t>(i)] = 2.0f + 0.1f * static_cast<float>(i);
+      const auto seen = static_cast<int32_t>(i * 7 % n_cols);
+      first.push_back(i % 3 == 1 ? seen : 0);
+      last.push_back(i % 3 == 2 ? seen : n_cols);
+    }
+    x[5] = -std::numeric_limits<float>::infinity();
+  }
+  ScoreRows rows(int64_t n_cols) {
+    return {x.data(), n_cols, n_cols, first.data(), last.data(), 1.3f, tops.data(), sums.data()};
+  }
+};
+
+TEST(LevelBlock, RoundedPowersAreThoseOfPowersAtEveryIsa) {
+  uint64_t seed = 0;
+  for_each_shape([&](const LevelBlock& shape) {
+    if (shape.share != Share::kAcross) return;
+    const int64_t n = 1 + static_cast<int64_t>(++seed % 9);
+    Problem p(shape, seed % 3 != 0, n, seed);
+    for (const Isa isa : testing::fast_isas()) {
+      Scores apart(p), together(p);
+      kernels(Isa::kRef).exp_rows(apart.rows(shape.rows), n);
+      const auto size = static_cast<size_t>(n * shape.n_sets() * shape.planes * shape.rows);
+      const auto n_groups = static_cast<size_t>(n * shape.n_groups());
+      const auto round = [&](const auto& f) {
+        std::vector<uint8_t> q(size);
+        std::vector<float> steps(n_groups), sums(n_groups);
+        std::vector<int32_t> offsets(n_groups);
+        f(LevelRows{q.data(), steps.data(), offsets.data(), sums.data()});
+        return std::tuple(q, steps, sums, offsets);
+      };
+      const auto want = round([&](const LevelRows& rows) {
+        kernels(Isa::kRef).round_level_rows(apart.x.data(), shape.rows, n, p.block, rows);
+      });
+      const auto got = round([&](const LevelRows& rows) {
+        kernels(isa).round_exp_rows(together.rows(shape.rows), n, p.block, rows);
+      });
+      ASSERT_EQ(got, want) << isa_name(isa) << " rows=" << shape.rows << " n=" << n;
+      ASSERT_EQ(together.sums, apart.sums) << isa_name(isa);
+      Scores alone(p);
+      kernels(isa).exp_rows(alone.rows(shape.rows), n);
+      ASSERT_EQ(alone.x, apart.x) << isa_name(isa);
+      ASSERT_EQ(alone.sums, apart.sums) << isa_name(isa);
+    }
+  });
+}
+
+TEST(LevelBlock, PowersAreZeroWhereNothingIsSeen) {
+  LevelBlock shape;
+  shape.rows = shape.cols = shape.group = 64;
+  const Problem p(shape, false, 6, 1);
+  Scores scores(p);
+  kernels().exp_rows(scores.rows(64), p.n);
+  for (int64_t i = 0; i < p.n; ++i) {
+    const auto row = static_cast<size_t>(i);
+    double sum = 0, lanes = 0;
+    for (int64_t j = 0; j < 64; ++j) {
+      const bool is_seen = scores.first[row] <= j && j < scores.last[row];
+      const double power = static_cast<double>(p.row(i)[j]) * 1.3f - scores.tops[row];
+      const bool is_cut = i == 0 && j == 5;
+      const double want = is_seen && !is_cut ? std::exp2(power) : 0;
+      const float got = scores.x[row * 64 + static_cast<size_t>(j)];
+      ASSERT_NEAR(got, want, 1e-6 * want);
+      sum += got;
+    }
+    for (size_t l = 0; l < 16; ++l) lanes += scores.sums[row * 16 + l] - 0.5f;
+    ASSERT_NEAR(lanes, sum, 1e-5);
+  }
 }
 
 TEST(LevelBlock, ARowAloneHasTheBitsOfARowAmongOthers) {
@@ -189,7 +280,7 @@ TEST(LevelBlock, RowsWithoutWeightDoNotCount) {
   for (const Isa isa : {Isa::kRef, best_isa()}) {
     const std::vector<float> y = p.product(kernels(isa), 0, 1, 0.0f);
     for (int64_t j = 0; j < 64; ++j) {
-      const auto level = static_cast<int8_t>(p.levels[static_cast<size_t>(level_place(64, 7, j))]);
+      const auto level = static_cast<int8_t>(p.block.levels.at(level_place(64, 7, j)));
       EXPECT_EQ(y[static_cast<size_t>(j)], 255 * (0.5f * level + 0.25f));
     }
   }

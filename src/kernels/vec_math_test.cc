@@ -17,24 +17,24 @@ double ulps(double got, double exact) {
   return std::fabs(got - exact) / std::ldexp(1.0, std::max(exponent, -125) - 24);
 }
 
-// No slot is exp alone, so the template runs on one lane made of other operations than the
+// No slot is exp alone, so the templates run on one lane made of other operations than the
 // reference's.
-float exp_of(float x) {
-  struct Lane {
-    float v;
-    static Lane set(float a) { return {a}; }
-    static Lane add(Lane a, Lane b) { return {a.v + b.v}; }
-    static Lane sub(Lane a, Lane b) { return {a.v - b.v}; }
-    static Lane mul(Lane a, Lane b) { return {a.v * b.v}; }
-    static Lane fma(Lane a, Lane b, Lane c) { return {std::fma(a.v, b.v, c.v)}; }
-    static Lane min(Lane a, Lane b) { return a.v < b.v ? a : b; }
-    static Lane max(Lane a, Lane b) { return a.v > b.v ? a : b; }
-    static Lane times_power(Lane a, Lane shifted) {
-      return {std::ldexp(a.v, static_cast<int>(shifted.v - vec_math::kMagic))};
-    }
-  };
-  return vec_math::exp(Lane{x}).v;
-}
+struct Lane {
+  float v;
+  static Lane set(float a) { return {a}; }
+  static Lane add(Lane a, Lane b) { return {a.v + b.v}; }
+  static Lane sub(Lane a, Lane b) { return {a.v - b.v}; }
+  static Lane mul(Lane a, Lane b) { return {a.v * b.v}; }
+  static Lane fma(Lane a, Lane b, Lane c) { return {std::fma(a.v, b.v, c.v)}; }
+  static Lane min(Lane a, Lane b) { return a.v < b.v ? a : b; }
+  static Lane max(Lane a, Lane b) { return a.v > b.v ? a : b; }
+  static Lane times_power(Lane a, Lane shifted) {
+    return {std::ldexp(a.v, static_cast<int>(shifted.v - vec_math::kMagic))};
+  }
+};
+
+float exp_of(float x) { return vec_math::exp(Lane{x}).v; }
+float exp2_of(float x) { return vec_math::exp2(Lane{x}).v; }
 
 TEST(VecMath, ExpIsWithinOneAndAHalfUlps) {
   double worst = 0;
@@ -54,6 +54,24 @@ TEST(VecMath, ExpEndsInZeroAndInfinity) {
   EXPECT_EQ(exp_of(1e30f), std::numeric_limits<float>::infinity());
   const double large = std::exp(static_cast<double>(88.7f));
   EXPECT_NEAR(exp_of(88.7f), large, 1e-6 * large);
+}
+
+TEST(VecMath, Exp2IsWithinThreeUlps) {
+  double worst = 0;
+  for (double x = -125; x <= 127; x += 0.00217) {
+    const auto single = static_cast<float>(x);
+    worst = std::max(worst, ulps(exp2_of(single), std::exp2(static_cast<double>(single))));
+  }
+  EXPECT_LE(worst, 3);
+}
+
+TEST(VecMath, Exp2IsExactAtWholeNumbersAndEndsInZero) {
+  for (int n = -149; n <= 127; ++n) {
+    EXPECT_EQ(exp2_of(static_cast<float>(n)), std::ldexp(1.0f, n)) << n;
+  }
+  EXPECT_EQ(exp2_of(-151.0f), 0.0f);
+  EXPECT_EQ(exp2_of(-std::numeric_limits<float>::infinity()), 0.0f);
+  EXPECT_TRUE(std::isnan(exp2_of(std::nanf(""))));
 }
 
 TEST(VecMath, TanhIsWithinThreeUlps) {

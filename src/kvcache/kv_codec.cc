@@ -16,6 +16,14 @@ std::span<const KvCodecInfo> kv_codecs() {
   return rows;
 }
 
+Status check_coded_head(std::string_view spec, int64_t d_head) {
+  if (d_head % 16 != 0 || d_head > kMostLevelRows) {
+    return error("kv: {} cannot code heads of {} dimensions: expected a multiple of 16, at most {}",
+                 spec, d_head, kMostLevelRows);
+  }
+  return {};
+}
+
 Result<std::unique_ptr<KvCodec>> make_kv_codec(const spec::Call& call) {
   std::string names;
   for (const KvCodecInfo& info : kv_codecs()) {

@@ -112,6 +112,9 @@ struct KvCodecInfo {
   std::span<const std::string_view> examples;  // texts that tests walk
 };
 
+// Whether heads of this size can be coded by codecs whose pages are blocks of levels.
+Status check_coded_head(std::string_view spec, int64_t d_head);
+
 std::span<const KvCodecInfo> kv_codecs();  // the rows of list.inc
 Result<std::unique_ptr<KvCodec>> make_kv_codec(const spec::Call& call);
 

@@ -10,8 +10,8 @@
 
 #include "base/float_types.h"
 #include "kernels/kernels.h"
+#include "kernels/level_codes.h"
 #include "kvcache/kv_codec.h"
-#include "kvcache/kv_codes.h"
 
 namespace quern {
 namespace {
@@ -27,8 +27,8 @@ constexpr spec::ParamSpec kParams[] = {
 
 constexpr int64_t kUnit = 16;
 
-// A page: codes, then scales and least values, both F16 [n_params]. Codes lie as in kv_codes.h, in
-// the order of level_place; those of values at 8 bits less 128.
+// A page: codes, then scales and least values, both F16 [n_params]. Codes lie as in level_codes.h,
+// in the order of level_place; those of values at 8 bits less 128.
 struct PageShape {
   int bits = 0;
   int64_t rows = 0, cols = 0, group = 0;
@@ -37,7 +37,7 @@ struct PageShape {
 
   int64_t size() const { return rows * cols; }
   int64_t n_params() const { return size() / group; }
-  int64_t code_bytes() const { return kv_code_bytes(bits, size()); }
+  int64_t code_bytes() const { return level_code_bytes(bits, size()); }
   int64_t page_bytes() const { return code_bytes() + n_params() * 4; }
 };
 
@@ -76,14 +76,17 @@ class KvInt final : public KvCodec {
     const PageShape s = shape(side, d_head);
     const bool is_keys = side == KvSide::kKeys;
     LevelBlock& block = *scratch.block;
-    block = {.scales = scratch.scales, .centres = scratch.centres, .rows = s.rows, .cols = s.cols};
+    block = {
+        .levels = {bits_, s.size(), page}, .scales = scratch.scales, .centres = scratch.centres};
+    block.rows = s.rows;
+    block.cols = s.cols;
     block.group = s.group;
     block.share = s.is_across ? LevelBlock::Share::kAcross : LevelBlock::Share::kDown;
     block.sign = is_keys ? LevelBlock::Sign::kSigned : LevelBlock::Sign::kUnsigned;
     block.zero = s.is_signed ? 0 : middle();
     block.planes = bits_ == 8 ? 2 : 1;
-    block.levels = scratch.levels;
-    unpack_kv_codes({bits_, s.size(), page, nullptr, next, s.page_bytes()}, scratch.levels);
+    block.next = next;
+    block.n_next = s.page_bytes();
     const std::byte* scales = page + s.code_bytes();
     kernels().f16_to_float(scales, s.n_params(), scratch.scales);
     kernels().f16_to_float(scales + 2 * s.n_params(), s.n_params(), scratch.centres);
@@ -127,7 +130,7 @@ class KvInt final : public KvCodec {
       const float level = scale > 0 ? (x[at(i)] - base) / scale : 0;
       const int code = nearest_code(level, most) ^ (s.is_signed ? 128 : 0);
       const int64_t place = level_place(s.cols, row + i * down, col + i * across);
-      put_kv_code(s.bits, s.size(), place, code, codes);
+      put_level_code(s.bits, s.size(), place, code, codes);
     }
   }
 

@@ -11,8 +11,8 @@
 #include "base/float_types.h"
 #include "codecs/level_tables.h"
 #include "kernels/kernels.h"
+#include "kernels/level_codes.h"
 #include "kvcache/kv_codec.h"
-#include "kvcache/kv_codes.h"
 
 namespace quern {
 namespace {
@@ -62,16 +62,16 @@ class KvLloyd final : public KvCodec {
                  const KvScratch& scratch) const override {
     const bool is_keys = side == KvSide::kKeys;
     LevelBlock& block = *scratch.block;
-    block = {.levels = scratch.levels, .scales = scratch.scales};
+    const uint8_t* table = (is_keys ? unsigned_ : signed_).data();
+    block = {.levels = {bits_, kKeyBlock * d_head, page, table}, .scales = scratch.scales};
     block.rows = is_keys ? d_head : kKeyBlock;
     block.cols = is_keys ? kKeyBlock : d_head;
     block.group = d_head;
     block.share = is_keys ? LevelBlock::Share::kDown : LevelBlock::Share::kAcross;
     block.sign = is_keys ? LevelBlock::Sign::kSigned : LevelBlock::Sign::kUnsigned;
     block.zero = is_keys ? kZero : 0;
-    const uint8_t* table = (is_keys ? unsigned_ : signed_).data();
-    unpack_kv_codes({bits_, kKeyBlock * d_head, page, table, next, page_bytes(side, d_head)},
-                    scratch.levels);
+    block.next = next;
+    block.n_next = page_bytes(side, d_head);
     kernels().f16_to_float(page + code_bytes(d_head), kKeyBlock, scratch.scales);
     kernels().scale(step_, kKeyBlock, scratch.scales);
     return {.levels = &block};
@@ -80,9 +80,9 @@ class KvLloyd final : public KvCodec {
  private:
   static constexpr int kZero = 128;
 
-  // A page: codes as in kv_codes.h, in the order of level_place, then the scale of each position,
-  // F16 [kKeyBlock].
-  int64_t code_bytes(int64_t d_head) const { return kv_code_bytes(bits_, kKeyBlock * d_head); }
+  // A page: codes as in level_codes.h, in the order of level_place, then the scale of each
+  // position, F16 [kKeyBlock].
+  int64_t code_bytes(int64_t d_head) const { return level_code_bytes(bits_, kKeyBlock * d_head); }
 
   void encode_position(KvSide side, int64_t d_head, const float* x, int64_t p,
                        std::byte* page) const {
@@ -101,7 +101,7 @@ class KvLloyd final : public KvCodec {
       int code = 0;
       for (int c = 0; c + 1 < 1 << bits_; ++c) code += unit > borders_[c] ? 1 : 0;
       const int64_t place = is_keys ? level_place(kKeyBlock, i, p) : level_place(d_head, p, i);
-      put_kv_code(bits_, kKeyBlock * d_head, place, code, page);
+      put_level_code(bits_, kKeyBlock * d_head, place, code, page);
       const double level = levels_[code];
       product += value * level;
       level_energy += level * level;

@@ -15,8 +15,8 @@
 #include "base/check.h"
 #include "base/float_types.h"
 #include "kernels/kernels.h"
+#include "kernels/level_codes.h"
 #include "kvcache/kv_codec.h"
-#include "kvcache/kv_codes.h"
 #include "kvcache/kv_correction.h"
 #include "kvcache/kv_levels.h"
 
@@ -137,7 +137,7 @@ class KvNuq : public KvUnfitted {
     return check_coded_head(spec_, d_head);
   }
   int64_t page_bytes(KvSide side, int64_t d_head) const override {
-    return kv_code_bytes(settings_.bits, kKeyBlock * d_head) + scale_bytes(side) +
+    return level_code_bytes(settings_.bits, kKeyBlock * d_head) + scale_bytes(side) +
            correction(side, d_head).n_bytes();
   }
 
@@ -180,7 +180,7 @@ void KvNuq::put_apart(KvSide side, int64_t d_head, const float* x, std::span<con
   put_correction(shape, {{}, {}, deltas, places}, to);
 }
 
-// Keys of one head. A page: codes [d_head, kKeyBlock] as in kv_codes.h, row by row; what lies
+// Keys of one head. A page: codes [d_head, kKeyBlock] as in level_codes.h, row by row; what lies
 // apart.
 class KvNuqKeys final : public KvNuq {
  public:
@@ -201,27 +201,26 @@ class KvNuqKeys final : public KvNuq {
 
   void encode(KvSide side, int64_t d_head, const float* x, std::byte* page) const override {
     const int64_t n = kKeyBlock * d_head;
-    std::fill_n(page, kv_code_bytes(settings_.bits, n), std::byte{0});
+    std::fill_n(page, level_code_bytes(settings_.bits, n), std::byte{0});
     std::vector<float> u(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; ++i) {
       const auto c = static_cast<size_t>(i / kKeyBlock);
       const float unit = halves_[c] > 0 ? (x[i] - centres_[c]) / halves_[c] : 0;
       u[static_cast<size_t>(i)] = std::isfinite(unit) ? unit : 0;
       const float within = std::clamp(u[static_cast<size_t>(i)], -1.0f, 1.0f);
-      put_kv_code(settings_.bits, n, i, levels_.nearest(within), page);
+      put_level_code(settings_.bits, n, i, levels_.nearest(within), page);
     }
     put_apart(side, d_head, x, farthest(u, correction(side, d_head).n_entries), page);
   }
 
-  KvOperand read(KvSide side, int64_t d_head, const std::byte* page, const std::byte* next,
+  KvOperand read(KvSide side, int64_t d_head, const std::byte* page, const std::byte* /*next*/,
                  const KvScratch& scratch) const override {
     const int64_t n = kKeyBlock * d_head;
-    unpack_kv_codes({settings_.bits, n, page, nullptr, next, page_bytes(side, d_head)},
-                    scratch.levels);
+    unpack_level_codes({settings_.bits, n, page}, scratch.levels);
     look_up_rows(scratch.levels, tables_.data(), d_head, kKeyBlock, scratch.floats);
     const KvCorrectionShape shape = correction(side, d_head);
     if (shape.n_bytes() > 0) {
-      read_correction(shape, page + kv_code_bytes(settings_.bits, n), scratch);
+      read_correction(shape, page + level_code_bytes(settings_.bits, n), scratch);
       correct_floats(*scratch.correction, scratch.floats, kernels());
     }
     return {.floats = scratch.floats};
@@ -260,7 +259,7 @@ class KvNuqValues final : public KvNuq {
 
   void encode(KvSide side, int64_t d_head, const float* x, std::byte* page) const override {
     const KvCorrectionShape shape = correction(side, d_head);
-    const int64_t n = kKeyBlock * d_head, code_bytes = kv_code_bytes(settings_.bits, n);
+    const int64_t n = kKeyBlock * d_head, code_bytes = level_code_bytes(settings_.bits, n);
     std::fill_n(page, code_bytes, std::byte{0});
     const std::vector<uint16_t> apart = choose_outliers(x, kKeyBlock, d_head, shape.n_entries);
     const std::vector<uint8_t> is_apart = marked(apart, n);
@@ -275,7 +274,7 @@ class KvNuqValues final : public KvNuq {
         const float unit = half > 0 ? (x[p * d_head + c] - centre) / half : 0;
         const bool is_out = is_apart[static_cast<size_t>(p * d_head + c)] != 0;
         const float within = is_out || !std::isfinite(unit) ? 0 : std::clamp(unit, -1.0f, 1.0f);
-        put_kv_code(settings_.bits, n, level_place(d_head, p, c), levels_.nearest(within), page);
+        put_level_code(settings_.bits, n, level_place(d_head, p, c), levels_.nearest(within), page);
       }
     }
     put_apart(side, d_head, x, apart, page);
@@ -285,14 +284,16 @@ class KvNuqValues final : public KvNuq {
                  const KvScratch& scratch) const override {
     const int64_t n = kKeyBlock * d_head;
     LevelBlock& block = *scratch.block;
-    block = {.levels = scratch.levels, .scales = scratch.scales, .centres = scratch.centres};
+    block = {.levels = {settings_.bits, n, page, bytes_.data()},
+             .scales = scratch.scales,
+             .centres = scratch.centres};
     block.rows = kKeyBlock;
     block.cols = block.group = d_head;
     block.share = LevelBlock::Share::kAcross;
     block.sign = LevelBlock::Sign::kUnsigned;
-    unpack_kv_codes({settings_.bits, n, page, bytes_.data(), next, page_bytes(side, d_head)},
-                    scratch.levels);
-    const std::byte* halves = page + kv_code_bytes(settings_.bits, n);
+    block.next = next;
+    block.n_next = page_bytes(side, d_head);
+    const std::byte* halves = page + level_code_bytes(settings_.bits, n);
     kernels().f16_to_float(halves, kKeyBlock, scratch.scales);
     kernels().f16_to_float(halves + 2 * kKeyBlock, kKeyBlock, scratch.centres);
     if (levels_.shift != 0)

@@ -17,7 +17,6 @@
 
 #include "base/float_types.h"
 #include "kvcache/kv_codec.h"
-#include "kvcache/kv_codes.h"
 #include "kvcache/kv_correction.h"
 
 namespace quern {
@@ -245,8 +244,11 @@ class KvQaq final : public KvCodec {
                  const KvScratch& scratch) const override {
     const PageShape s = shape(d);
     const bool is_keys = side == KvSide::kKeys;
+    const std::span levels(scratch.levels, static_cast<size_t>(kKeyBlock * d));
     LevelBlock& block = *scratch.block;
-    block = {.levels = scratch.levels, .scales = scratch.scales, .centres = scratch.centres};
+    block = {.levels = {.n = kKeyBlock * d, .codes = std::as_bytes(levels).data()},
+             .scales = scratch.scales,
+             .centres = scratch.centres};
     block.rows = is_keys ? d : kKeyBlock;
     block.cols = is_keys ? kKeyBlock : d;
     block.group = d;

@@ -1,19 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kvcache/kv_codes.h"
+#include "kernels/level_codes.h"
 
 #include "kernels/kernels.h"
 
 namespace quern {
 
-Status check_coded_head(std::string_view spec, int64_t d_head) {
-  if (d_head % 16 != 0 || d_head > kMostLevelRows) {
-    return error("kv: {} cannot code heads of {} dimensions: expected a multiple of 16, at most {}",
-                 spec, d_head, kMostLevelRows);
-  }
-  return {};
-}
-
-void put_kv_code(int bits, int64_t n, int64_t at, int code, std::byte* codes) {
+void put_level_code(int bits, int64_t n, int64_t at, int code, std::byte* codes) {
   const int64_t line = at / 64, j = at % 64;
   const auto add = [](std::byte& byte, int64_t value, int64_t shift) {
     byte |= static_cast<std::byte>(value << shift);
@@ -31,7 +23,7 @@ void put_kv_code(int bits, int64_t n, int64_t at, int code, std::byte* codes) {
   }
 }
 
-int kv_code_at(int bits, int64_t n, const std::byte* codes, int64_t at) {
+int level_code_at(int bits, int64_t n, const std::byte* codes, int64_t at) {
   const int64_t line = at / 64, j = at % 64;
   const auto get = [&](int64_t byte, int64_t shift, int mask) {
     return std::to_integer<int>(codes[byte] >> shift) & mask;
@@ -51,15 +43,13 @@ int kv_code_at(int bits, int64_t n, const std::byte* codes, int64_t at) {
   }
 }
 
-void unpack_kv_codes_ref(const KvCodes& from, uint8_t* bytes) {
-  for (int64_t at = 0; at < from.n; ++at) {
-    const int code = kv_code_at(from.bits, from.n, from.codes, at);
-    bytes[at] = from.table != nullptr ? from.table[code] : static_cast<uint8_t>(code);
-  }
+void unpack_level_codes_ref(const LevelCodes& from, uint8_t* bytes) {
+  for (int64_t i = 0; i < from.n; ++i) bytes[i] = static_cast<uint8_t>(from.at(i));
 }
 
-void unpack_kv_codes(const KvCodes& codes, uint8_t* bytes) {
-  (kernels().isa == Isa::kAvx512 ? unpack_kv_codes_avx512 : unpack_kv_codes_ref)(codes, bytes);
+void unpack_level_codes(const LevelCodes& codes, uint8_t* bytes) {
+  const bool is_wide = kernels().isa == Isa::kAvx512;
+  (is_wide ? unpack_level_codes_avx512 : unpack_level_codes_ref)(codes, bytes);
 }
 
 }  // namespace quern
