@@ -23,10 +23,6 @@ constexpr double kTrialMargin = 0.97;
 constexpr int64_t kHeldOut = 16;  // windows of the check
 constexpr char kPlanFile[] = "/quern_plan.json";
 
-tl::unexpected<Error> cancelled() {
-  return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
-}
-
 class MixCompression {
  public:
   explicit MixCompression(const MixOptions& options) : options_(options) {}

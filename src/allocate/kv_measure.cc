@@ -12,10 +12,6 @@
 namespace quern {
 namespace {
 
-tl::unexpected<Error> cancelled() {
-  return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
-}
-
 // What attention gives, kept or compared with what was kept. Ends the layer where nothing behind it
 // is wanted.
 class AttentionTap final : public LayerTap {

@@ -30,10 +30,6 @@ constexpr std::string_view kProbe = "ldlq(int(4, group=64))";
 // The same where gradients foretell: its errors are independent of each other.
 constexpr std::string_view kRoundingProbe = "rtn(int(4, group=64))";
 
-tl::unexpected<Error> cancelled() {
-  return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
-}
-
 // Every k-th row, at most kSampleRows.
 Matrix<float> sample_rows(const Matrix<float>& w) {
   const int64_t n = std::min(kSampleRows, w.rows());

@@ -42,6 +42,10 @@ tl::unexpected<Error> usage_error(fmt::format_string<Args...> format, Args&&... 
       Error{ErrorKind::kUsage, fmt::format(format, std::forward<Args>(args)...)});
 }
 
+inline tl::unexpected<Error> cancelled() {
+  return tl::unexpected<Error>(Error{ErrorKind::kCancelled, "cancelled"});
+}
+
 // Puts "where: " in front of an error on its way up.
 inline Error in_context(Error error, std::string_view where) {
   error.message = fmt::format("{}: {}", where, error.message);

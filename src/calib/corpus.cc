@@ -144,7 +144,7 @@ Result<Corpus> corpus_from_model(const Model& model, const CorpusOptions& option
     for (int64_t step = 1; step < options.length; ++step) {
       const double done = static_cast<double>(first * options.length + n * step) /
                           static_cast<double>(options.n_samples * options.length);
-      if (!proceed(done)) return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
+      if (!proceed(done)) return cancelled();
       QUERN_TRY(model.step_batch(caches, last, hidden.view()));
       model.logits(hidden.view(), logits.view());
       for (int64_t i = 0; i < n; ++i) {

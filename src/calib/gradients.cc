@@ -51,7 +51,7 @@ class Pass {
     for (size_t s = 0; s < corpus_.samples.size(); ++s) {
       const double all = static_cast<double>(corpus_.samples.size()) * (2 * n_layers() + 2);
       if (!options_.proceed(static_cast<double>(n_done_++) / all)) {
-        return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
+        return cancelled();
       }
       const auto n = static_cast<int64_t>(corpus_.samples[s].size());
       body(s, row, n);

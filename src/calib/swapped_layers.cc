@@ -7,10 +7,6 @@
 namespace quern {
 namespace {
 
-tl::unexpected<Error> cancelled() {
-  return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
-}
-
 // A layer of one must run in the place of the other's.
 Status check_alike(const ModelFiles& original, const ModelDesc& fused, const Model& compressed) {
   bool is_alike = compressed.files().packed().source_digest == original.digest();

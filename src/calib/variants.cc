@@ -51,7 +51,7 @@ Result<std::vector<double>> Variants::divergences(const Proceed& proceed) {
   const int64_t n = original_.rows.rows();
   const auto divergent = divergences_from(original, others, n, model_.n_vocab, proceed);
   if (divergent.size() != others.size()) {
-    return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
+    return cancelled();
   }
   std::vector<double> means;
   means.reserve(divergent.size());

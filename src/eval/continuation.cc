@@ -8,6 +8,19 @@
 
 namespace quern {
 
+Status read_tokens(const Model& model, KvCache& cache, std::span<const Token> tokens,
+                   MatrixView<float> hidden) {
+  constexpr int64_t kRun = 512;
+  const auto n = static_cast<int64_t>(tokens.size());
+  for (int64_t first = 0; first < n; first += kRun) {
+    const int64_t count = std::min(kRun, n - first);
+    QUERN_TRY(model.forward(cache,
+                            tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
+                            hidden.row_range(first, count)));
+  }
+  return {};
+}
+
 Result<ContinuationScore> score_continuation(const Model& model, KvCache& cache,
                                              const float* before, std::span<const Token> tokens) {
   const auto n = static_cast<int64_t>(tokens.size());

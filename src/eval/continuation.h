@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How likely tokens are behind what a cache holds.
+// Tokens fed to a cache, and how likely they are behind what it holds.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,12 @@
 #include "model/model.h"
 
 namespace quern {
+
+// Feeds tokens; hidden [tokens.size(), d_model] is what the head reads of them. Some go through the
+// layers at a time: more would be no faster, the result is the same however they are cut, and what
+// lies between the layers stays small.
+Status read_tokens(const Model& model, KvCache& cache, std::span<const Token> tokens,
+                   MatrixView<float> hidden);
 
 struct ContinuationScore {
   double log_likelihood = 0;  // of all tokens, in nats

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/digest.h"
 #include "base/parallel.h"
+#include "eval/continuation.h"
 #include "eval/divergence.h"
 #include "eval/mean.h"
 #include "kernels/kernels.h"
@@ -25,10 +26,6 @@ constexpr ProtocolRow kProtocols[] = {
     {Protocol::kStrided, "strided"},
     {Protocol::kSecondHalf, "second_half"},
 };
-
-// Positions that pass through the layers together. More would be no faster; the result is the same
-// however a window is cut, and what lies between the layers stays small.
-constexpr int64_t kRun = 512;
 
 using Clock = std::chrono::steady_clock;
 
@@ -87,13 +84,7 @@ class WindowRun {
     if (hidden_.rows() != n) hidden_ = Matrix<float>(n, model_.desc().d_model);
     const auto start = Clock::now();
     QUERN_ASSIGN(KvCache cache, model_.make_cache(n, kv_));
-    const std::span<const Token> input = window.input;
-    for (int64_t first = 0; first < n; first += kRun) {
-      const int64_t count = std::min(kRun, n - first);
-      QUERN_TRY(model_.forward(
-          cache, input.subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
-          hidden_.view().row_range(first, count)));
-    }
+    QUERN_TRY(read_tokens(model_, cache, window.input, hidden_.view()));
     seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
     kv_bytes_ += static_cast<double>(cache.n_bytes());
     kv_bits_ += cache.coded_bits();
@@ -343,7 +334,7 @@ Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, c
   Evaluation evaluation(models, base, options);
   for (size_t i = 0; i < windows.size(); ++i) {
     if (!options.proceed(static_cast<double>(i) / static_cast<double>(windows.size()))) {
-      return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
+      return cancelled();
     }
     QUERN_TRY(evaluation.add(windows[i]));
   }

@@ -143,7 +143,7 @@ Result<std::vector<InputStatistics>> measure_inputs(const Model& model,
   std::vector<Gather> layers(model.desc().layers.size(), Gather(options));
   for (size_t i = 0; i < windows.size(); ++i) {
     if (!options.proceed(static_cast<double>(i) / static_cast<double>(windows.size()))) {
-      return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
+      return cancelled();
     }
     const auto n = static_cast<int64_t>(windows[i].size());
     QUERN_ASSIGN(KvCache cache, model.make_cache(n));

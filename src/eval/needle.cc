@@ -11,9 +11,6 @@
 namespace quern {
 namespace {
 
-// Positions that pass through the layers together; the result is the same however they are cut.
-constexpr int64_t kRun = 512;
-
 Status check(const ModelDesc& model, const NeedleOptions& o) {
   if (o.length < 2 || o.length % 2 != 0) {
     return usage_error("a needle of {} tokens: expected an even number of them", o.length);
@@ -36,14 +33,10 @@ struct Sequence {
   Sequence fork() const { return {cache.fork(), newest}; }
   Status read(const Model& model, std::span<const Token> tokens) {
     const auto n = static_cast<int64_t>(tokens.size());
-    Matrix<float> hidden(std::min(n, kRun), model.desc().d_model);
-    for (int64_t first = 0; first < n; first += kRun) {
-      const int64_t count = std::min(kRun, n - first);
-      QUERN_TRY(model.forward(
-          cache, tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
-          hidden.view().row_range(0, count)));
-      newest.assign(hidden.row(count - 1), hidden.row(count - 1) + hidden.cols());
-    }
+    if (n == 0) return {};
+    Matrix<float> hidden(n, model.desc().d_model);
+    QUERN_TRY(read_tokens(model, cache, tokens, hidden.view()));
+    newest.assign(hidden.row(n - 1), hidden.row(n - 1) + hidden.cols());
     return {};
   }
 };
@@ -99,7 +92,7 @@ class NeedleRun {
  private:
   Status ask(Sequence& sequence, const std::vector<Token>& needle, NeedleScores& scores) {
     if (!options_.proceed(n_done_++ / n_answers_)) {
-      return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
+      return cancelled();
     }
     const std::span<const Token> cue = std::span(needle).first(needle.size() / 2),
                                  answer = std::span(needle).subspan(cue.size());

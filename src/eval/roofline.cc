@@ -79,7 +79,7 @@ Result<Roofline> measure_roofline(const RooflineOptions& options) {
   double n_done = 0;
   const auto proceed = [&](std::string_view what) -> Status {
     if (options.proceed(n_done++ / n_limits, what)) return {};
-    return tl::unexpected<Error>(Error{ErrorKind::kCancelled, "cancelled"});
+    return cancelled();
   };
   Roofline roofline;
   {

@@ -46,7 +46,7 @@ Result<SampleResult> compare_samples(const Model& model, const Model& base,
   SampleResult result;
   for (int64_t i = 0; i < options.n_samples; ++i) {
     const double share = static_cast<double>(i) / static_cast<double>(options.n_samples);
-    if (!options.proceed(share)) return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
+    if (!options.proceed(share)) return cancelled();
     Sample sample;
     if (model.desc().bos >= 0) sample.prompt.push_back(model.desc().bos);
     const auto first = static_cast<int64_t>(share * static_cast<double>(total - options.n_prompt));

@@ -68,7 +68,7 @@ class SpeedRun {
 
   Status proceed(double part, std::string_view what) const {
     if (o_.proceed((number_ + part) / o_.repetitions, what)) return {};
-    return tl::unexpected<Error>(Error{ErrorKind::kCancelled, "cancelled"});
+    return cancelled();
   }
 
   Status run_prompt(KvCache& cache, SpeedResult& result) {

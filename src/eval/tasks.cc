@@ -179,7 +179,7 @@ Result<TaskResult> run_task(const Model& model, const Tokenizer& tokenizer, cons
   const auto start = Clock::now();
   for (size_t i = 0; i < task.items.size(); ++i) {
     if (!options.proceed(static_cast<double>(i) / static_cast<double>(task.items.size()))) {
-      return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
+      return cancelled();
     }
     TaskAnswer answer;
     const Status status = answer_item(tokenizer, task.items[i], options.bos, answerer, answer);

@@ -5,13 +5,12 @@
 #include "base/checked.h"
 #include "kernels/kernels.h"
 #include "model/linear_pieces.h"
+#include "model/row_passes.h"
 #include "tensor/scratch.h"
 
 namespace quern {
 namespace {
 
-constexpr int64_t kActivated =
-    8 << 10;  // values of an elementwise pass that a thread takes at once
 // What lies between the products of an MLP is rounded in blocks: floats of one, which stay in the
 // second cache, its rows, and its least columns. Fewer rows than that are not worth the blocks.
 constexpr int64_t kMiddle = 128 << 10;
@@ -106,11 +105,8 @@ void linear_gated(const LinearWeight& gate, const LinearWeight& up, Activation a
   ScratchMatrix whole(x.rows, up.n_out);
   const Product apart[] = {{&gate, y}, {&up, whole.view()}};
   linear(apart, x, online);
-  parallel_for(x.rows, ceil_div(kActivated, y.cols), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      kernels().activate_gated(activation, whole.row(i), y.cols, y.row(i));
-    }
-  });
+  for_rows(
+      y, [&](int64_t i) { kernels().activate_gated(activation, whole.row(i), y.cols, y.row(i)); });
 }
 
 void linear_mlp(const LinearWeight& gate, const LinearWeight& up, const LinearWeight& down,

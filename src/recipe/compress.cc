@@ -37,10 +37,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-tl::unexpected<Error> cancelled() {
-  return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
-}
-
 // What is known of the inputs of one matrix.
 struct CodingInputs {
   MatrixView<const double> hessian;

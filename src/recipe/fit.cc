@@ -11,10 +11,6 @@
 namespace quern {
 namespace {
 
-tl::unexpected<Error> cancelled() {
-  return tl::unexpected(Error{ErrorKind::kCancelled, "cancelled"});
-}
-
 // Sum of x^T x and the number of rows.
 class Moment {
  public:
