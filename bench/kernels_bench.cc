@@ -162,6 +162,14 @@ void register_tiles(const KernelTable& table, const std::string& suffix) {
 // ---- What is built on the table; CPU time of the calling thread, one thread where no number is
 // given, or else elapsed time.
 
+// Widths that differ from position to position, for weights from 2^-14 to 2^-6.
+void narrow_pages(LayerKv& layer, int64_t n_ctx) {
+  auto weights = gaussian(n_ctx, 4);
+  for (float& weight : weights) weight = std::exp2f(-10 + std::clamp(weight, -4.0f, 4.0f));
+  const KvAttention seen{weights.data(), 1, n_ctx};
+  layer.adapt(n_ctx, {&seen, 1});
+}
+
 // Eight query heads that share a KV head, behind a cache of `n_ctx` positions.
 void attention(benchmark::State& state, const char* kv) {
   const int64_t n_q = state.range(0), n_ctx = state.range(1), n_heads = 8, d_head = 64;
@@ -170,6 +178,7 @@ void attention(benchmark::State& state, const char* kv) {
   LayerKv& layer = cache.layer(0);
   const auto keys = gaussian(n_ctx * d_head, 2), values = gaussian(n_ctx * d_head, 3);
   layer.put(0, {keys.data(), n_ctx, d_head}, {values.data(), n_ctx, d_head});
+  if (layer.adapts()) narrow_pages(layer, n_ctx);
   const LayerKv::Codes codes(layer, 0);
   const LayerKv::Exact exact(layer, 0);
   std::vector<int64_t> none, coded, last;
@@ -412,7 +421,8 @@ void register_all() {
   }
   register_rounded();
   register_codecs();
-  for (const char* kv : {"f16", "q8", "q4", "kivi-2bit", "lloyd-2bit"}) {
+  for (const char* kv :
+       {"f16", "q8", "q4", "kivi-2bit", "lloyd-2bit", "qaq-3bit", "decoquant-4bit"}) {
     benchmark::RegisterBenchmark(fmt::format("attend/{}", kv).c_str(),
                                  [kv](auto& state) { attention(state, kv); })
         ->ArgNames({"queries", "context"})

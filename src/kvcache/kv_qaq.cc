@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "base/float_types.h"
+#include "kernels/level_planes.h"
 #include "kvcache/kv_codec.h"
 #include "kvcache/kv_correction.h"
 
@@ -38,23 +39,18 @@ constexpr double kLargestHalf = 65504;
 
 float near_half(double x) { return static_cast<float>(std::clamp(x, -kLargestHalf, kLargestHalf)); }
 
-// The bits of a byte as bytes of 0 or 1, the lowest first.
-uint64_t spread(uint8_t byte) {
-  const uint64_t bits = (byte * 0x0101010101010101u) & 0x8040201008040201u;
-  return ((bits + 0x7f7f7f7f7f7f7f7fu) >> 7) & 0x0101010101010101u;
-}
-
 // A page: widths of the positions, 4 bits each; the root mean square of its numbers, F16; outliers
 // as in kv_correction.h, themselves in place of differences; then for every position its centre,
 // F16, and if it has a width its scale, F16, and its codes: planes of one bit from the highest
-// down, in each the bits of the d_head numbers.
+// down (kernels/level_planes.h).
 struct PageShape {
   int64_t d_head = 0, n_outliers = 0;
 
   static constexpr int64_t kRms = kKeyBlock / 2, kOutliers = kRms + 2;
   int64_t records() const { return kOutliers + 4 * n_outliers; }
-  int64_t plane_bytes() const { return d_head / 8; }
-  int64_t record_bytes(int width) const { return width == 0 ? 2 : 4 + width * plane_bytes(); }
+  int64_t record_bytes(int width) const {
+    return width == 0 ? 2 : 4 + plane_row_bytes(width, d_head);
+  }
 };
 
 int width_at(const std::byte* page, int64_t p) {
@@ -124,29 +120,13 @@ Record Record::narrower(int n) const {
 }
 
 void Record::append(std::vector<std::byte>& page) const {
-  const size_t plane = codes.size() / 8;
-  size_t at = page.size();
-  page.resize(at + (width == 0 ? 2 : 4 + static_cast<size_t>(width) * plane));
+  const size_t at = page.size();
+  const auto n = static_cast<int64_t>(codes.size());
+  page.resize(at + (width == 0 ? 2 : 4 + static_cast<size_t>(plane_row_bytes(width, n))));
   put_half(page.data() + at, 0, centre);
   if (width == 0) return;
   put_half(page.data() + at, 1, scale);
-  at += 4;
-  for (int bit = width - 1; bit >= 0; --bit, at += plane) {
-    for (size_t i = 0; i < codes.size(); ++i) {
-      const auto one = static_cast<uint8_t>((codes[i] >> bit & 1) << (i % 8));
-      page[at + i / 8] |= std::byte{one};
-    }
-  }
-}
-
-// Whole bytes of a position's codes, eight a word.
-void unpack(const std::byte* planes, int64_t plane_bytes, int width, uint64_t* words) {
-  std::fill_n(words, plane_bytes, 0);
-  for (int bit = width - 1; bit >= 0; --bit, planes += plane_bytes) {
-    for (int64_t i = 0; i < plane_bytes; ++i) {
-      words[i] |= spread(std::to_integer<uint8_t>(planes[i])) << bit;
-    }
-  }
+  put_plane_row(width, codes.data(), n, page.data() + at + 4);
 }
 
 class KvQaq final : public KvCodec {
@@ -240,7 +220,7 @@ class KvQaq final : public KvCodec {
     return size;
   }
 
-  KvOperand read(KvSide side, int64_t d, const std::byte* page, const std::byte* /*next*/,
+  KvOperand read(KvSide side, int64_t d, const std::byte* page, const std::byte* next,
                  const KvScratch& scratch) const override {
     const PageShape s = shape(d);
     const bool is_keys = side == KvSide::kKeys;
@@ -256,14 +236,9 @@ class KvQaq final : public KvCodec {
     block.sign = is_keys ? LevelBlock::Sign::kSigned : LevelBlock::Sign::kUnsigned;
     block.zero = is_keys ? kZero : 0;
     block.planes = high_ > 4 ? 2 : 1;
-    const std::byte* at = page + s.records();
-    for (int64_t p = 0; p < kKeyBlock; ++p) {
-      const int width = std::min(width_at(page, p), high_);
-      scratch.centres[p] = half_at(at, 0);
-      scratch.scales[p] = width == 0 ? 0 : half_at(at, 1);
-      put_levels(side, s, at + 4, width, p, scratch.levels);
-      at += s.record_bytes(width);
-    }
+    block.next = next;
+    // That of the next is not known yet, and is much the same.
+    block.n_next = read_records(s, page, block.share, block.zero, scratch);
     if (s.n_outliers == 0) return {.levels = &block};
     read_correction({block.rows, block.cols, 0, s.n_outliers}, page + PageShape::kOutliers,
                     scratch);
@@ -276,6 +251,25 @@ class KvQaq final : public KvCodec {
 
  private:
   PageShape shape(int64_t d) const { return {d, outlier_count(percent_, kKeyBlock * d)}; }
+
+  // Levels, scales and centres of all positions. The bytes of the page.
+  int64_t read_records(const PageShape& s, const std::byte* page, LevelBlock::Share share, int zero,
+                       const KvScratch& scratch) const {
+    PlaneRow rows[kKeyBlock];
+    uint16_t centres[kKeyBlock], scales[kKeyBlock] = {};
+    const std::byte* at = page + s.records();
+    for (int64_t p = 0; p < kKeyBlock; ++p) {
+      const int width = std::min(width_at(page, p), high_);
+      rows[p] = {width, at + (width == 0 ? 2 : 4)};
+      std::memcpy(centres + p, at, 2);
+      if (width > 0) std::memcpy(scales + p, at + 2, 2);
+      at += s.record_bytes(width);
+    }
+    kernels().f16_to_float(centres, kKeyBlock, scratch.centres);
+    kernels().f16_to_float(scales, kKeyBlock, scratch.scales);
+    unpack_plane_rows({rows, kKeyBlock, s.d_head}, share, zero, scratch.levels);
+    return at - page;
+  }
 
   // Width of a step that errors of position p allow; 0: nothing is known.
   double allowed_step(KvSide side, const KvAttention& seen, int64_t p, double rms) const {
@@ -335,32 +329,10 @@ class KvQaq final : public KvCodec {
   }
 
   static Record record_at(const PageShape& s, const std::byte* at, int width) {
-    std::vector<uint64_t> words(static_cast<size_t>(s.plane_bytes()));
-    unpack(at + 4, s.plane_bytes(), width, words.data());
     Record record{width, half_at(at, 1), half_at(at, 0), {}};
     record.codes.resize(static_cast<size_t>(s.d_head));
-    std::memcpy(record.codes.data(), words.data(), record.codes.size());
+    unpack_plane_row({width, at + 4}, s.d_head, record.codes.data());
     return record;
-  }
-
-  // Levels of one position, at their places in a block: about kZero for keys, about 0 for values.
-  static void put_levels(KvSide side, const PageShape& s, const std::byte* planes, int width,
-                         int64_t p, uint8_t* levels) {
-    uint64_t words[kMostLevelRows / 8];
-    unpack(planes, s.plane_bytes(), width, words);
-    const bool is_keys = side == KvSide::kKeys;
-    const uint64_t offset = (kZero - (width == 0 ? 0 : 1u << (width - 1))) * 0x0101010101010101u;
-    const uint64_t sign = is_keys ? 0 : kZero * 0x0101010101010101u;
-    for (int64_t i = 0; i < s.plane_bytes(); ++i) words[i] = (words[i] + offset) ^ sign;
-    uint8_t bytes[kMostLevelRows];
-    std::memcpy(bytes, words, static_cast<size_t>(s.d_head));
-    if (is_keys) {
-      for (int64_t c = 0; c < s.d_head; c += 4) {
-        std::memcpy(levels + level_place(kKeyBlock, c, p), bytes + c, 4);
-      }
-      return;
-    }
-    for (int64_t c = 0; c < s.d_head; ++c) levels[level_place(s.d_head, p, c)] = bytes[c];
   }
 
   std::string spec_;
