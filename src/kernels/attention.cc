@@ -10,7 +10,8 @@
 // they all see go together and the ragged ends row by row; both add positions in ascending order,
 // so the split is invisible in the result, as are segments.
 // Coded blocks take rows as whole numbers (level_block.h), always a whole block: what a row does
-// not see of it has no weight.
+// not see of it has no weight. Where a factor stands behind all of them, it meets a span's
+// queries once, and its sums once (block_factor.h).
 #include "kernels/attention.h"
 
 #include <algorithm>
@@ -22,30 +23,19 @@
 #include "base/checked.h"
 #include "base/parallel.h"
 #include "kernels/attention_pairs.h"
+#include "kernels/attention_scratch.h"
 #include "kernels/attention_tiles.h"
 #include "kernels/vec_math.h"
 
 namespace quern {
 namespace {
 
-constexpr int64_t kGroup = 8;       // rows that the products take together
 constexpr int64_t kFewRows = 16;    // up to here halves are read as they are
 constexpr int64_t kScoreUnit = 16;  // positions
 constexpr size_t kFewJobs = 16;     // up to here their spans are shared out
 constexpr int64_t kLanes = 16;      // of sums of weights
 
 static_assert(kKvSpan % kKeyBlock == 0);
-
-// What the rows of a tile see of a segment within a span.
-struct Visible {
-  struct Group {
-    Range any, all;  // positions that some row, that every row sees
-  };
-  const KvBlocks* blocks = nullptr;
-  std::array<Range, kMaxTile> rows;
-  std::array<Group, kMaxTile / kGroup> groups;
-  Range any{0, 0};  // blocks that hold what some row sees
-};
 
 float sum_of_lanes(const float* lanes) {
   float sums[kLanes];
@@ -54,37 +44,6 @@ float sum_of_lanes(const float* lanes) {
     for (int64_t l = 0; l < h; ++l) sums[l] += sums[l + h];
   }
   return sums[0];
-}
-
-template <class T>
-T* grown(AlignedVector<T>& buffer, int64_t n) {
-  if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(static_cast<size_t>(n));
-  return buffer.data();
-}
-
-// Memory of rows that are rounded for blocks.
-struct RoundedRows {
-  AlignedVector<uint8_t> q;
-  AlignedVector<float> steps, sums;
-  AlignedVector<int32_t> offsets;
-  LevelRows view(const LevelBlock& block, int64_t n) {
-    const int64_t n_groups = n * block.n_groups();
-    return {grown(q, n * block.n_sets() * block.planes * block.rows), grown(steps, n_groups),
-            grown(offsets, n_groups), grown(sums, n_groups)};
-  }
-};
-
-// Scratch outlives the call, so that a step allocates nothing once it has seen its longest context.
-struct Scratch {
-  AlignedVector<float> scores, q, sums, parts, lse;
-  KvScratchMemory block;
-  RoundedRows queries, rows;
-  std::vector<Visible> segments;
-};
-
-Scratch& thread_scratch() {
-  thread_local Scratch scratch;
-  return scratch;
 }
 
 // A tile's rows over one span.
@@ -117,13 +76,14 @@ class SpanOfTile {
     std::fill_n(out, n_ * d_, 0.0f);
     std::fill_n(scores_, n_ * ld_, 0.0f);
     for (const Visible& segment : segments()) {
-      queries_are_rounded_ = false;
+      queries_are_rounded_ = queries_have_factor_ = false;
       for (int64_t b = segment.any.begin; b < segment.any.end; ++b) score(segment, b);
     }
     for (int64_t i = 0; i < n_; ++i) tops_[static_cast<size_t>(i)] = find_top(i);
     std::fill_n(sums_, n_ * kLanes, 0.0f);
     for (const Visible& segment : segments()) {
       for (int64_t b = segment.any.begin; b < segment.any.end; ++b) gather(segment, b);
+      add_factored_sums();
     }
     for (int64_t i = 0; i < n_; ++i) lse[i * ld_lse] = finish(i);
   }
@@ -196,29 +156,44 @@ class SpanOfTile {
     }
   }
 
-  // Calls f(first, count) for the rows that see something of a block, at most kGroup at once.
-  template <class F>
-  void for_rows(const Visible& segment, int64_t b, const F& f) const {
-    const Range block{b * kKeyBlock, (b + 1) * kKeyBlock};
-    const auto sees = [&](int64_t i) {
-      return !intersect(segment.rows[static_cast<size_t>(i)], block).empty();
-    };
+  // Calls f(first, count) for the rows that are some, at most kGroup at once.
+  template <class Is, class F>
+  void for_rows_that(const Is& is, const F& f) const {
     for (int64_t first = 0; first < n_;) {
       int64_t end = first;
-      while (end < n_ && end - first < kGroup && sees(end)) ++end;
+      while (end < n_ && end - first < kGroup && is(static_cast<size_t>(end))) ++end;
       if (end > first) f(first, end - first);
       first = std::max(end, first + 1);
     }
+  }
+  // For those that see something of a block.
+  template <class F>
+  void for_rows(const Visible& segment, int64_t b, const F& f) const {
+    const Range block{b * kKeyBlock, (b + 1) * kKeyBlock};
+    for_rows_that([&](size_t i) { return !intersect(segment.rows[i], block).empty(); }, f);
+  }
+
+  // Queries as levels before this factor meet them.
+  const float* queries_with(const BlockFactor* factor) {
+    if (factor == nullptr) return q_;
+    float* product = grown(scratch_.factor_q, kMaxTile * d_);
+    if (!queries_have_factor_) {
+      std::fill_n(product, n_ * d_, 0.0f);
+      add_product(*factor, factor->turned, q_, n_, d_, product, table_);
+    }
+    queries_have_factor_ = true;
+    return product;
   }
 
   // Queries are rounded once, unless scales of the block go into them.
   void score_levels(const Visible& segment, int64_t b, const KvOperand& keys) {
     const LevelBlock& k = *keys.levels;
     const bool is_once = k.share == LevelBlock::Share::kDown;
+    const float* q = queries_with(keys.factor);
     LevelRows queries{};
     if (is_once) {
       queries = scratch_.queries.view(k, n_);
-      if (!queries_are_rounded_) table_.round_level_rows(q_, d_, n_, k, queries);
+      if (!queries_are_rounded_) table_.round_level_rows(q, d_, n_, k, queries);
       queries_are_rounded_ = true;
     }
     for_rows(segment, b, [&](int64_t first, int64_t count) {
@@ -226,12 +201,12 @@ class SpanOfTile {
       if (is_once) {
         rows = queries.from(first, k);
       } else {
-        table_.round_level_rows(q_ + first * d_, d_, count, k, rows);
+        table_.round_level_rows(q + first * d_, d_, count, k, rows);
       }
       float* scores = score_at(first, b * kKeyBlock);
       table_.level_dot(k, rows, count, scores, ld_);
       if (keys.added != nullptr) {
-        add_correction(*keys.added, q_ + first * d_, d_, count, scores, ld_, table_);
+        add_correction(*keys.added, q + first * d_, d_, count, scores, ld_, table_);
       }
     });
   }
@@ -257,9 +232,33 @@ class SpanOfTile {
     scores.rows.sums = sums_ + first * kLanes;
   }
 
+  // Where rows gather values that are without their factor, until add_factored_sums.
+  float* sums_before(const BlockFactor* factor) {
+    if (factor == nullptr) return out_;
+    float* sums = grown(scratch_.factor_out, kMaxTile * d_);
+    if (factor_ == nullptr) {
+      std::fill_n(sums, n_ * d_, 0.0f);
+      have_factor_.fill(false);
+    }
+    factor_ = factor;
+    return sums;
+  }
+  void add_factored_sums() {
+    if (factor_ == nullptr) return;
+    for_rows_that([&](size_t i) { return have_factor_[i]; },
+                  [&](int64_t first, int64_t count) {
+                    const float* sums = scratch_.factor_out.data() + first * d_;
+                    add_product(*factor_, factor_->matrix, sums, count, d_, out_ + first * d_,
+                                table_);
+                  });
+    factor_ = nullptr;
+  }
+
   void gather_levels(const Visible& segment, int64_t b, const KvOperand& values) {
     const LevelBlock& v = *values.levels;
+    float* out = sums_before(values.factor);
     for_rows(segment, b, [&](int64_t first, int64_t count) {
+      if (values.factor != nullptr) std::fill_n(have_factor_.begin() + first, count, true);
       BlockScores scores;
       block_scores(segment, b, first, count, scores);
       const float* weights = scores.rows.x;
@@ -270,9 +269,9 @@ class SpanOfTile {
         table_.exp_rows(scores.rows, count);
         table_.round_level_rows(weights, ld_, count, v, rows);
       }
-      table_.level_dot(v, rows, count, out_ + first * d_, d_);
+      table_.level_dot(v, rows, count, out + first * d_, d_);
       if (values.added != nullptr) {
-        add_correction(*values.added, weights, ld_, count, out_ + first * d_, d_, table_);
+        add_correction(*values.added, weights, ld_, count, out + first * d_, d_, table_);
       }
     });
   }
@@ -366,14 +365,16 @@ class SpanOfTile {
   const KernelTable& table_;
   Range span_;  // positions
   int64_t n_, d_;
-  Scratch& scratch_;
+  AttentionScratch& scratch_;
   std::array<Range, kMaxTile> seen_;  // of all segments
   std::array<float, kMaxTile> tops_;
   Range blocks_{0, 0};  // that hold what some row sees
   int64_t ld_;
   float *scores_, *q_, *sums_, *out_ = nullptr;  // [n, ld], [n, d_head], [n, kLanes], [n, d_head]
   KvScratch block_;
-  bool queries_are_rounded_ = false;  // for the segment
+  bool queries_are_rounded_ = false, queries_have_factor_ = false;  // for the segment
+  const BlockFactor* factor_ = nullptr;     // of a segment's values, of which some rows
+  std::array<bool, kMaxTile> have_factor_;  // have gathered sums that wait for it
 };
 
 // A tile's results from those of its spans.
@@ -409,7 +410,7 @@ void merge(const AttentionTile& tile, const float* parts, float* lse, const Kern
 }
 
 void attend_tile(const AttentionTile& tile, const KernelTable& table) {
-  Scratch& scratch = thread_scratch();
+  AttentionScratch& scratch = thread_scratch();
   float* parts = grown(scratch.parts, tile.parts_size());
   float* lse = grown(scratch.lse, tile.lse_size());
   for (int64_t s = 0; s < tile.n_spans(); ++s) {
@@ -452,27 +453,6 @@ void attend_spans(const std::vector<AttentionTile>& tiles, const KernelTable& ta
 }
 
 }  // namespace
-
-const float* floats_of(const KvOperand& operand, int64_t n, float* floats,
-                       const KernelTable& table) {
-  if (operand.floats != nullptr) return operand.floats;
-  if (operand.levels != nullptr) {
-    table.level_floats(*operand.levels, floats);
-    if (operand.added != nullptr) correct_floats(*operand.added, floats, table);
-    return floats;
-  }
-  table.f16_to_float(operand.halves, n, floats);
-  return floats;
-}
-
-KvOperand StoredBlocks::load(const void* store, int64_t block) const {
-  const int64_t first = block * kKeyBlock * d_head_;
-  const char* from = static_cast<const char*>(store) + first * dtype_bits(dtype_) / 8;
-  if (dtype_ == DType::kF32) return {.floats = reinterpret_cast<const float*>(from)};
-  if (dtype_ == DType::kF16) return {.halves = from};
-  QUERN_CHECK(dtype_ == DType::kBF16);
-  return {.pairs = reinterpret_cast<const uint16_t*>(from)};
-}
 
 void attend(const AttendArgs& args, const KernelTable& table) {
   for (const AttentionTile& tile : tiles_of({&args, 1})) attend_tile(tile, table);

@@ -20,6 +20,7 @@
 #include <span>
 
 #include "kernels/block_correction.h"
+#include "kernels/block_factor.h"
 #include "kernels/kernels.h"
 #include "tensor/dtype.h"
 #include "tensor/matrix.h"
@@ -39,6 +40,7 @@ struct KvOperand {
   const void* halves = nullptr;
   const LevelBlock* levels = nullptr;
   const BlockCorrection* added = nullptr;  // to levels; or null
+  const BlockFactor* factor = nullptr;     // behind levels and what is added; or null
   const uint16_t* pairs = nullptr;         // as kernels/pair_product.h reads them
 };
 
@@ -89,7 +91,7 @@ class KvBlocks {
 };
 
 // The n numbers of an operand that is no pairs as floats: its own, or written to `floats`, with
-// what is added.
+// what is added and behind its factor.
 const float* floats_of(const KvOperand& operand, int64_t n, float* floats,
                        const KernelTable& table = kernels());
 
@@ -114,7 +116,8 @@ class StoredBlocks final : public KvBlocks {
   int64_t d_head_;
 };
 
-// Positions [first[i], last[i]) are visible to query i. Segments follow one another: where two are
+// Positions [first[i], last[i]) are visible to query i. Blocks of a segment that have a factor have
+// one for their keys and one for their values. Segments follow one another: where two are
 // visible to a query, the later begins where the earlier ends, at a multiple of kKeyBlock.
 struct KvSegment {
   const KvBlocks* blocks = nullptr;

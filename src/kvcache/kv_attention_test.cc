@@ -21,6 +21,11 @@ const char* const kTexts[] = {"q8",
                               "kv(k=f16, v=lloyd(2))",
                               "kv(k=int(3), v=int(3), sinks=2)",
                               "kv(k=gear(int(2, per=channel, group=64)), v=gear(int(2, group=64)))",
+                              "kv(k=qaq(20), v=qaq(10))",
+                              "decoquant-4bit",
+                              "kv(k=deco(int(2, per=channel)), v=deco(lloyd(2), block=8), sinks=2)",
+                              "kv(k=deco(gear(int(3), rank=1)), v=deco(gear(int(3), rank=1)))",
+                              "kv(k=deco(f16), v=deco(int(4), split=1), window=100)",
                               "kv(k=int(4), v=f16, window=100)"};
 
 struct Problem {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// deco: codes of another codec in another basis (DecoQuant, arXiv 2405.12591). Blocks of m channels
-// of all positions and heads are the rows of a matrix M = U S V'; with a the split,
+// deco: codes of another codec in another basis (DecoQuant, arXiv 2405.12591). Blocks of m
+// channels of all positions and heads are the rows of a matrix M = U S V'; with a the split,
 //   M = T_L T_S,   T_L = U S^a,   T_S = S^(1-a) V'    [m, m]
 // The large factor T_L is coded, the small one is kept as halves. Nothing is cut off. T_S comes
 // from the first page of a text, of all heads, and stays: every position is then T_L = x T_S^-1 by
-// itself.
+// itself. Products meet T_S in queries and in sums of values, not in pages
+// (kernels/block_factor.h).
 #include <algorithm>
 #include <cmath>
 
@@ -91,57 +92,55 @@ Result<std::vector<float>> KvDeco::fit(const KvFitRows& rows) const {
   return small;
 }
 
+// [n, n] in row-major order.
+std::vector<float> turned(const std::vector<float>& x, int64_t n) {
+  std::vector<float> y;
+  for (int64_t i = 0; i < n * n; ++i) y.push_back(x[static_cast<size_t>(i % n * n + i / n)]);
+  return y;
+}
+
 class KvDecoFitted final : public KvDeco {
  public:
   // small and its inverse [block, block]
-  KvDecoFitted(const KvDeco& codec, std::vector<float> small, std::vector<float> inverse)
-      : KvDeco(codec), small_(std::move(small)), inverse_(std::move(inverse)) {}
+  KvDecoFitted(const KvDeco& codec, KvSide side, std::vector<float> small,
+               std::vector<float> inverse)
+      : KvDeco(codec),
+        is_of_keys_(side == KvSide::kKeys),
+        small_(std::move(small)),
+        turned_small_(turned(small_, block_)),
+        inverse_(std::move(inverse)),
+        turned_inverse_(turned(inverse_, block_)) {}
+  KvDecoFitted(const KvDecoFitted&) = delete;  // its factor points into it
 
   void encode(KvSide side, int64_t d_head, const float* x, std::byte* page) const override {
-    std::vector<float> large(static_cast<size_t>(kKeyBlock * d_head));
-    multiply(side, d_head, x, inverse_, large.data());
+    std::vector<float> large(x, x + kKeyBlock * d_head);
+    const BlockFactor back{block_, is_of_keys_, inverse_.data(), turned_inverse_.data()};
+    multiply_block(back, kKeyBlock, d_head, large.data(), kernels());
     codec_->encode(side, d_head, large.data(), page);
   }
 
+  // Levels stay as they are; what else a codec reads is multiplied here.
   KvOperand read(KvSide side, int64_t d_head, const std::byte* page, const std::byte* next,
                  const KvScratch& scratch) const override {
+    KvOperand large = codec_->read(side, d_head, page, next, scratch);
+    if (large.levels != nullptr) {
+      large.factor = &factor_;
+      return large;
+    }
     const int64_t n = kKeyBlock * d_head;
-    const KvOperand read = codec_->read(side, d_head, page, next, scratch);
-    const float* large = floats_of(read, n, scratch.floats);
-    // Nobody needs what was added any more.
-    multiply(side, d_head, large, small_, scratch.added);
-    return {.floats = scratch.added};
+    const float* floats = floats_of(large, n, scratch.floats);
+    if (floats != scratch.floats) std::copy_n(floats, n, scratch.floats);
+    multiply_block(factor_, kKeyBlock, d_head, scratch.floats, kernels());
+    return {.floats = scratch.floats};
   }
 
  private:
-  // y = x by a matrix [block, block], block by block of channels.
-  void multiply(KvSide side, int64_t d_head, const float* x, const std::vector<float>& by,
-                float* y) const {
-    std::fill_n(y, kKeyBlock * d_head, 0.0f);
-    if (side == KvSide::kValues) {
-      for (int64_t c = 0; c < d_head; c += block_) {
-        kernels().axpy_rows(x + c, d_head, kKeyBlock, by.data(), block_, block_, block_, y + c,
-                            d_head);
-      }
-      return;
-    }
-    std::vector<float> turned(by.size());
-    for (int64_t i = 0; i < block_; ++i) {
-      for (int64_t j = 0; j < block_; ++j) {
-        turned[static_cast<size_t>(j * block_ + i)] = by[static_cast<size_t>(i * block_ + j)];
-      }
-    }
-    for (int64_t c = 0; c < d_head; c += block_) {
-      kernels().axpy_rows(turned.data(), block_, block_, x + c * kKeyBlock, kKeyBlock, block_,
-                          kKeyBlock, y + c * kKeyBlock, kKeyBlock);
-    }
-  }
-
-  std::vector<float> small_, inverse_;
+  bool is_of_keys_;
+  std::vector<float> small_, turned_small_, inverse_, turned_inverse_;
+  BlockFactor factor_{block_, is_of_keys_, small_.data(), turned_small_.data()};
 };
 
-Result<std::shared_ptr<const KvCodec>> KvDeco::with_tables(const KvFitRows& /*layer*/,
-                                                           int64_t /*head*/,
+Result<std::shared_ptr<const KvCodec>> KvDeco::with_tables(const KvFitRows& layer, int64_t /*head*/,
                                                            std::span<const float> tables) const {
   if (static_cast<int64_t>(tables.size()) != block_ * block_) {
     return error("kv: {}: {} numbers in its tables, expected {}", spec_, tables.size(),
@@ -159,7 +158,7 @@ Result<std::shared_ptr<const KvCodec>> KvDeco::with_tables(const KvFitRows& /*la
   for (int64_t i = 0; i < block_ * block_; ++i)
     back.push_back(static_cast<float>(inverse.data()[i]));
   return std::make_shared<const KvDecoFitted>(
-      *this, std::vector<float>(tables.begin(), tables.end()), std::move(back));
+      *this, layer.side, std::vector<float>(tables.begin(), tables.end()), std::move(back));
 }
 
 constexpr std::string_view kExamples[] = {

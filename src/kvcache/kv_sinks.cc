@@ -42,7 +42,7 @@ float KvSinks::value(KvSide side, int64_t head, int64_t position, int64_t c) con
 KvOperand KvSinks::with(KvSide side, int64_t head, const KvOperand& read,
                         const KvScratch& scratch) const {
   const bool is_keys = side == KvSide::kKeys;
-  if (read.levels == nullptr) {
+  if (read.levels == nullptr || read.factor != nullptr) {
     const float* x = floats_of(read, kKeyBlock * d_, scratch.floats);
     if (x != scratch.floats) std::copy_n(x, kKeyBlock * d_, scratch.floats);
     for (int64_t p = 0; p < n_; ++p) {
