@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/level_planes.h"
 
-#include <algorithm>
 #include <cstring>
 
 #include "kernels/kernels.h"

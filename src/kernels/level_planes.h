@@ -28,9 +28,9 @@ struct PlaneRows {
   int64_t n_rows = 0, n = 0;
 };
 
-// Levels as a block reads them, whose rows these are, or whose columns where scales are shared
-// kDown: of every width about the same, the block's zero. At w bits code - 2^(w - 1) + zero, at
-// none zero.
+// Writes the levels of a block. PlaneRows are its rows where it shares scales kAcross, its columns
+// where kDown. A code of w bits becomes the level code - 2^(w - 1) + zero, one of none zero, with
+// `zero` that of the block: all widths lie about the same.
 void unpack_plane_rows(const PlaneRows& from, LevelBlock::Share share, int zero, uint8_t* levels);
 void unpack_plane_rows_ref(const PlaneRows& from, LevelBlock::Share share, int zero,
                            uint8_t* levels);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A plane of 64 codes is a mask of bytes to which its power of two is added. Levels of a block lie
-// in fours of its rows: a vector of a column's codes is sixteen of them, to be turned; those of
-// four rows are to be shuffled together.
+// 64 bits of a plane are a mask of the bytes to which its power of two is added. A block has its
+// levels in fours of its rows: of a column's codes a vector holds sixteen fours, and sixteen such
+// vectors are transposed; of a row's codes it holds one level of each four, and four are shuffled.
 #include <algorithm>
 #include <cstring>
 
