@@ -210,6 +210,16 @@ Status visit_gradients(const FusedSource& source, const Corpus& corpus,
   return visit_gradients(source.desc(), ends, load, corpus, options, visitor);
 }
 
+Status check_differentiable(const ModelFiles& files) {
+  QUERN_ASSIGN(const EndWeights ends, files.ends());
+  QUERN_TRY(check_differentiable(ends));
+  for (int layer = 0; layer < static_cast<int>(files.desc().layers.size()); ++layer) {
+    QUERN_ASSIGN(const LayerWeights weights, files.layer(layer));
+    QUERN_TRY(check_differentiable(files.desc(), layer, weights));
+  }
+  return {};
+}
+
 Corpus gradient_part(const ModelDesc& model, const Corpus& corpus) {
   constexpr int64_t kTokens = 16384, kFewest = 256;
   constexpr size_t kBudget = size_t{4} << 30;

@@ -62,6 +62,9 @@ Status visit_gradients(const ModelDesc& model, const EndWeights& ends, const Loa
 Status visit_gradients(const FusedSource& source, const Corpus& corpus,
                        const GradientOptions& options, GradientVisitor& visitor);
 
+// Fails where a model has no gradients, saying why; loads every layer.
+Status check_differentiable(const ModelFiles& files);
+
 // The samples of a corpus that are worth their time: 16384 tokens, fewer where the streams of so
 // many would take more than 4 GiB.
 Corpus gradient_part(const ModelDesc& model, const Corpus& corpus);

@@ -100,8 +100,8 @@ DenseWeights<double> dense(const Opened& model) {
 
 // -log p of the text, in double by the reference forward.
 double text_loss(const ModelDesc& desc, const DenseWeights<double>& weights,
-                 std::span<const Token> ids) {
-  const Matrix<double> logits = reference_logits(desc, weights, ids);
+                 std::span<const Token> ids, const ReferenceHooks<double>& hooks = {}) {
+  const Matrix<double> logits = reference_logits(desc, weights, ids, hooks);
   double loss = 0;
   for (int64_t i = 0; i + 1 < logits.rows(); ++i) {
     double sum = 0;
@@ -175,6 +175,73 @@ void expect_differences(const std::string& name) {
 
 TEST(Gradients, AgreeWithFiniteDifferencesForEveryMatrixOfEveryFixture) {
   for (const std::string& name : fixture_names()) expect_differences(name);
+}
+
+// Keys and values of every layer, and their gradients.
+class EveryHead final : public GradientVisitor {
+ public:
+  struct OfLayer {
+    Matrix<float> k, v, dk, dv;
+  };
+  void linear(const WeightId&, MatrixView<const float>, MatrixView<const float>) override {}
+  void heads(int layer, const KeysAndValues& x, const KeysAndValues& dx) override {
+    layers[layer] = {copy(x.k), copy(x.v), copy(dx.k), copy(dx.v)};
+  }
+  std::map<int, OfLayer> layers;
+
+ private:
+  static Matrix<float> copy(MatrixView<const float> x) {
+    Matrix<float> y(x.rows, x.cols);
+    for (int64_t i = 0; i < x.rows; ++i) std::copy_n(x.row(i), x.cols, y.row(i));
+    return y;
+  }
+};
+
+Matrix<double> in_double(const Matrix<float>& x) {
+  Matrix<double> y(x.rows(), x.cols());
+  std::copy_n(x.data(), x.rows() * x.cols(), y.data());
+  return y;
+}
+
+// As caches code them: keys behind their norm and bias and before RoPE.
+TEST(Gradients, OfKeysAndValuesAgreeWithFiniteDifferences) {
+  for (const std::string& name : fixture_names()) {
+    const Opened model = open(name);
+    const DenseWeights<double> weights = dense(model);
+    EveryHead heads;
+    ASSERT_TRUE(
+        visit_gradients(model.desc(), model.ends, model.load(), model.corpus, of_text(), heads));
+    ASSERT_EQ(heads.layers.size(), model.desc().layers.size());
+    uint64_t seed = 5;
+    for (const auto& layer : heads.layers) {
+      for (const bool is_keys : {true, false}) {
+        const Matrix<float>& shown = is_keys ? layer.second.k : layer.second.v;
+        const Matrix<double> gradient = in_double(is_keys ? layer.second.dk : layer.second.dv),
+                             e = direction(shown.rows(), shown.cols(), seed++);
+        double step = 0, error = 0, energy = 0;
+        ReferenceHooks<double> hooks;
+        (is_keys ? hooks.k_before_rope : hooks.v) = [&](int at, Matrix<double>& x) {
+          if (at != layer.first) return;
+          Matrix<double> difference = in_double(shown);
+          move(x, -1, difference);
+          error = dot(difference, difference);
+          energy = dot(x, x);
+          move(e, step, x);
+        };
+        double losses[2];
+        for (int side = 0; side < 2; ++side) {
+          step = side == 0 ? kStep : -kStep;
+          losses[side] = text_loss(model.desc(), weights, model.corpus.samples[0], hooks);
+        }
+        EXPECT_LT(error, 1e-8 * energy) << name << " " << layer.first;
+        const double size = std::sqrt(dot(gradient, gradient));
+        EXPECT_GT(size, 0) << name << " " << layer.first;
+        EXPECT_NEAR((losses[0] - losses[1]) / (2 * kStep), dot(gradient, e),
+                    kRelative * size + kAbsolute)
+            << name << " " << layer.first << (is_keys ? " keys" : " values");
+      }
+    }
+  }
 }
 
 TEST(Gradients, AreTheSameForAnyNumberOfThreadsAndBesideOtherSamples) {

@@ -38,12 +38,12 @@ void SampleRuns::run_sample(int layer, const LayerWeights& weights, MatrixView<f
 }
 
 bool SampleRuns::advance(int layer, const LayerWeights& weights, Matrix<float>& rows,
-                         const Proceed& proceed) const {
+                         const Proceed& proceed, LayerTap* tap) const {
   int64_t row = 0;
   for (const auto& sample : corpus_.samples) {
     if (!proceed()) return false;
     const auto n = static_cast<int64_t>(sample.size());
-    run_sample(layer, weights, rows.view().row_range(row, n), nullptr);
+    run_sample(layer, weights, rows.view().row_range(row, n), tap);
     row += n;
   }
   return true;

@@ -23,9 +23,9 @@ class SampleRuns {
   Matrix<float> embed(const EndWeights& ends) const;
   // `proceed` is asked between samples; false stops and returns false.
   using Proceed = std::function<bool()>;
-  // Moves the rows through a layer.
-  bool advance(int layer, const LayerWeights& weights, Matrix<float>& rows,
-               const Proceed& proceed) const;
+  // Moves the rows through a layer; the tap may be null.
+  bool advance(int layer, const LayerWeights& weights, Matrix<float>& rows, const Proceed& proceed,
+               LayerTap* tap = nullptr) const;
   // Shows the tap what the layer's weights read of the rows.
   bool observe(int layer, const LayerWeights& weights, const Matrix<float>& rows, LayerTap& tap,
                const Proceed& proceed) const;

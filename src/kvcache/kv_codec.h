@@ -33,8 +33,9 @@ struct KvFitRows {
   KvSide side = KvSide::kKeys;
   int64_t n_heads = 0, d_head = 0;
   MatrixView<const float> x;  // [n, n_heads * d_head] of positions in a row, as they are coded
-  // [n_heads * d_head], of a model only: what a squared error counts.
-  std::span<const double> weights;
+  // As x, of a model only: what the squared error of a number counts. Empty: of all the same.
+  MatrixView<const float> weights;
+  double weight(int64_t i, int64_t j) const { return weights.rows == 0 ? 1 : weights(i, j); }
 };
 
 // What attention makes of the positions of a page, as far as the newest queries tell.

@@ -4,7 +4,7 @@
 // fixed by calibration, and are meant to be coded before RoPE; values have them per position and
 // head. With u = (x - z) / s:
 //   levels   weighted k-means of all u within [-1, 1], whole 127ths; the weight is that of the
-//            channel, times s^2
+//            number (KvFitRows), times s^2
 //   x^       (level gain + shift) s + z; gain 1 and shift 0, unless qnorm gives what was coded the
 //            mean and the deviation of what it was (Q-Norm)
 // Of keys the largest |u| beyond 1 stay apart, as many of a page as fit; of values those without
@@ -332,6 +332,9 @@ Result<std::vector<float>> KvNuq::fit(const KvFitRows& rows) const {
   for (int64_t i = 0; i < rows.x.rows; ++i) {
     for (int64_t j = 0; j < rows.x.cols; ++j) {
       if (!std::isfinite(rows.x.row(i)[j])) return error("kv: {} of numbers that are none", spec_);
+      const double weight = rows.weight(i, j);
+      if (!(weight >= 0) || std::isinf(weight))
+        return error("kv: {} of weights that cannot be", spec_);
     }
   }
   if (rows.x.rows < kKeyBlock) {
@@ -346,19 +349,15 @@ Result<std::vector<float>> KvNuq::fit_keys(const KvFitRows& rows) const {
   std::vector<float> centres, halves, channel(static_cast<size_t>(rows.x.rows));
   LevelFit points;
   for (int64_t c = 0; c < rows.x.cols; ++c) {
-    const auto gather = [&] {
-      for (int64_t i = 0; i < rows.x.rows; ++i) channel[static_cast<size_t>(i)] = rows.x.row(i)[c];
-    };
-    gather();
+    for (int64_t i = 0; i < rows.x.rows; ++i) channel[static_cast<size_t>(i)] = rows.x.row(i)[c];
     const double low = quantile(channel, beyond), high = quantile(channel, 1 - beyond);
     const double centre = (low + high) / 2, half = (high - low) / 2;
     centres.push_back(static_cast<float>(centre));
     halves.push_back(static_cast<float>(half));
     if (!(half > 0)) continue;
-    gather();
-    for (const float x : channel) {
-      const double u = (x - centre) / half;
-      if (std::fabs(u) <= 1) points.add(u, rows.weights[static_cast<size_t>(c)] * half * half);
+    for (int64_t i = 0; i < rows.x.rows; ++i) {
+      const double u = (rows.x.row(i)[c] - centre) / half;
+      if (std::fabs(u) <= 1) points.add(u, rows.weight(i, c) * half * half);
     }
   }
   std::vector<float> tables = tables_of(points.levels(settings_));
@@ -386,7 +385,7 @@ std::vector<float> KvNuq::fit_values(const KvFitRows& rows) const {
         if (!(half > 0)) continue;
         for (int64_t c = 0; c < d; ++c) {
           const double u = (x[c] - double{range.centre()}) / half;
-          const double weight = rows.weights[static_cast<size_t>(head * d + c)];
+          const double weight = rows.weight(first + p, head * d + c);
           if (std::fabs(u) <= 1) points.add(u, weight * half * half);
         }
       }

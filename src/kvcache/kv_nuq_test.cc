@@ -36,8 +36,7 @@ struct Fitted {
 
 Fitted fitted(const char* text, KvSide side, const Matrix<float>& x, int64_t heads, int64_t head) {
   const auto codec = codec_of(text);
-  const std::vector<double> weights(static_cast<size_t>(x.cols()), 1.0);
-  const KvFitRows rows{side, heads, x.cols() / heads, x.view(), weights};
+  const KvFitRows rows{side, heads, x.cols() / heads, x.view(), {}};
   std::vector<float> tables = *codec->fit(rows);
   return {*codec->with_tables(rows, head, tables), std::move(tables)};
 }
@@ -211,12 +210,43 @@ TEST(KvNuq, QnormKeepsMeanAndDeviation) {
   EXPECT_NEAR(moments("nuq(2, qnorm=true)").second, energy, .03 * energy);
 }
 
+// Numbers whose errors count for nothing have no part in where levels lie.
+TEST(KvNuq, LevelsLieWhereErrorsCount) {
+  constexpr float kAt[] = {-.7f, -.2f, .3f, .8f}, kNear = .02f;
+  Random random(11);
+  Matrix<float> x(256, 32), weights(256, 32);
+  for (int64_t i = 0; i < 256; ++i) {
+    for (int64_t c = 0; c < 32; ++c) {
+      // Every channel and every position of a head reaches from -1 to 1, so that u = x.
+      const int64_t place = (i + c) % 16;
+      x(i, c) = place < 2 ? 2.f * static_cast<float>(place) - 1
+                          : static_cast<float>(2 * random.uniform() - 1);
+      for (const float at : kAt) {
+        if (std::fabs(x(i, c) - at) < kNear) weights(i, c) = 1e-9f * (1.f + at);
+      }
+    }
+  }
+  const auto codec = codec_of("nuq(2, outliers=0)");
+  for (const KvSide side : kSides) {
+    const KvFitRows weighed{side, 2, 16, x.view(), weights.view()},
+        alike{side, 2, 16, x.view(), {}};
+    const std::vector<float> tables = *codec->fit(weighed), even = *codec->fit(alike);
+    for (size_t i = 0; i < 4; ++i) {
+      EXPECT_NEAR(tables[i], kAt[i], kNear + .5 / 127) << i;
+    }
+    EXPECT_LT(even[0], kAt[0] - 2 * kNear);
+  }
+  for (const float wrong : {-1.f, std::nanf(""), std::numeric_limits<float>::infinity()}) {
+    weights(200, 3) = wrong;
+    EXPECT_FALSE(codec->fit({KvSide::kKeys, 2, 16, x.view(), weights.view()})) << wrong;
+  }
+}
+
 TEST(KvNuq, TablesThatCannotBeAreRefused) {
   const Matrix<float> x = gaussian_rows(128, 32, 9);
   const auto codec = codec_of("nuq(2)");
-  const std::vector<double> weights(32, 1.0);
   for (const KvSide side : kSides) {
-    const KvFitRows rows{side, 2, 16, x.view(), weights};
+    const KvFitRows rows{side, 2, 16, x.view(), {}};
     const std::vector<float> tables = *codec->fit(rows);
     EXPECT_TRUE(codec->with_tables(rows, 1, tables));
     EXPECT_FALSE(codec->with_tables(rows, 1, std::span(tables).first(tables.size() - 1)));
@@ -231,14 +261,13 @@ TEST(KvNuq, TablesThatCannotBeAreRefused) {
   }
   Matrix<float> none = gaussian_rows(128, 32, 9);
   none(7, 7) = std::numeric_limits<float>::infinity();
-  EXPECT_FALSE(codec->fit({KvSide::kKeys, 2, 16, none.view(), weights}));
+  EXPECT_FALSE(codec->fit({KvSide::kKeys, 2, 16, none.view(), {}}));
 }
 
 TEST(KvTableSet, ComesBackAndRefusesWhatItIsNot) {
   const Matrix<float> x = gaussian_rows(128, 32, 10);
   const auto codec = codec_of("nuq(2)");
-  const std::vector<double> weights(32, 1.0);
-  const KvFitRows rows{KvSide::kKeys, 2, 16, x.view(), weights};
+  const KvFitRows rows{KvSide::kKeys, 2, 16, x.view(), {}};
   KvTableSet set;
   set.model = "some";
   set.put(3, KvSide::kKeys, *codec, *codec->fit(rows));

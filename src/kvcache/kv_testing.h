@@ -39,8 +39,7 @@ inline std::shared_ptr<const KvCodec> ready_codec(std::string_view text, KvSide 
   std::shared_ptr<const KvCodec> codec = codec_of(text);
   if (codec->tables() == KvTables::kNone) return codec;
   const Matrix<float> x = gaussian_rows(256, d_head, 99);
-  const std::vector<double> weights(static_cast<size_t>(d_head), 1.0);
-  const KvFitRows rows{side, 1, d_head, x.view(), weights};
+  const KvFitRows rows{side, 1, d_head, x.view(), {}};
   return *codec->with_tables(rows, 0, *codec->fit(rows));
 }
 

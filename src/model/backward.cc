@@ -154,6 +154,7 @@ void LayerBackward::run_attention() {
     apply_norm(a.qk_norm, weights_.q_norm, by_head(q_, a.d_head), by_head(heads_.q, a.d_head));
     apply_norm(a.qk_norm, weights_.k_norm, by_head(k_, a.d_head), by_head(heads_.k, a.d_head));
   }
+  keys_ = heads_.k;
   if (const RopeTable* table = rope(input_.rows()); table != nullptr) {
     turn(heads_.q.view(), *table);
     turn(heads_.k.view(), *table);
@@ -254,6 +255,7 @@ void LayerBackward::attention_backward(MatrixView<const float> dy, MatrixView<fl
     turn(d.q.view(), back);
     turn(d.k.view(), back);
   }
+  tap.heads(layer_, {keys_.view(), heads_.v.view()}, {d.k.view(), d.v.view()});
   if (a.qk_norm.kind != NormKind::kNone) {
     norm_backward(a.qk_norm, weights_.q_norm, by_head(q_, a.d_head), by_head(d.q, a.d_head));
     norm_backward(a.qk_norm, weights_.k_norm, by_head(k_, a.d_head), by_head(d.k, a.d_head));

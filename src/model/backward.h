@@ -20,7 +20,13 @@
 
 namespace quern {
 
-// Gradients of matrices, as the two factors that they are products of.
+// What caches code of one sequence, or dL/d of it: keys, normed but before RoPE, and values,
+// [n, n_kv_heads * d_head].
+struct KeysAndValues {
+  MatrixView<const float> k, v;
+};
+
+// Gradients of matrices, as the two factors that they are products of, and those of heads.
 class GradientTap {
  public:
   virtual ~GradientTap() = default;
@@ -28,6 +34,8 @@ class GradientTap {
   // and dL/db the sum of the rows of dy.
   virtual void linear(const WeightId& id, MatrixView<const float> x,
                       MatrixView<const float> dy) = 0;
+  // The heads of a layer, and dL/d(heads).
+  virtual void heads(int /*layer*/, const KeysAndValues& /*x*/, const KeysAndValues& /*dx*/) {}
 };
 
 // Fails where a layer, or what stands around the layers, has no adjoint here, saying why.
@@ -79,6 +87,7 @@ class LayerBackward {
 
   Matrix<float> input_, attn_in_;  // [n, d_model]; the second behind norm and operators
   Matrix<float> q_, k_;            // as projected, where they are normed
+  Matrix<float> keys_;             // before RoPE
   Heads heads_;
   Matrix<float> mixed_, attn_out_;       // what o reads; what it makes
   Matrix<float> middle_, mlp_in_;        // the stream before the MLP; behind norm and operators

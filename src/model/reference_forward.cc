@@ -126,6 +126,7 @@ class Forward {
     Matrix<T> v = project(x, attention.qkv_bias, {Role::kV, layer_});
     norm(attention.qk_norm, Role::kQNorm, q);
     norm(attention.qk_norm, Role::kKNorm, k);
+    call(hooks_.k_before_rope, layer_, k);
     rotate(attention, q);
     rotate(attention, k);
     call(hooks_.q, layer_, q);

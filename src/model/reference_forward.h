@@ -18,15 +18,16 @@ namespace quern {
 // are tokens in order, but for `down_input` of an expert: there they are the tokens routed to it.
 template <class T>
 struct ReferenceHooks {
-  std::function<void(Matrix<T>& h)> after_embedding;       // [n, d_model]
-  std::function<void(Matrix<T>& h)> before_final_norm;     // [n, d_model]
-  std::function<void(Matrix<T>& h)> before_head;           // [n, d_model]
-  std::function<void(int layer, Matrix<T>& x)> qkv_input;  // [n, d_model]
-  std::function<void(int layer, Matrix<T>& q)> q;          // [n, n_heads * d_head]; after RoPE
-  std::function<void(int layer, Matrix<T>& k)> k;          // [n, n_kv_heads * d_head]
-  std::function<void(int layer, Matrix<T>& v)> v;          // [n, n_kv_heads * d_head]
-  std::function<void(int layer, Matrix<T>& x)> o_input;    // [n, n_heads * d_head]
-  std::function<void(int layer, Matrix<T>& x)> mlp_input;  // [n, d_model]
+  std::function<void(Matrix<T>& h)> after_embedding;           // [n, d_model]
+  std::function<void(Matrix<T>& h)> before_final_norm;         // [n, d_model]
+  std::function<void(Matrix<T>& h)> before_head;               // [n, d_model]
+  std::function<void(int layer, Matrix<T>& x)> qkv_input;      // [n, d_model]
+  std::function<void(int layer, Matrix<T>& q)> q;              // [n, n_heads * d_head]; after RoPE
+  std::function<void(int layer, Matrix<T>& k)> k_before_rope;  // [n, n_kv_heads * d_head]; normed
+  std::function<void(int layer, Matrix<T>& k)> k;              // [n, n_kv_heads * d_head]
+  std::function<void(int layer, Matrix<T>& v)> v;              // [n, n_kv_heads * d_head]
+  std::function<void(int layer, Matrix<T>& x)> o_input;        // [n, n_heads * d_head]
+  std::function<void(int layer, Matrix<T>& x)> mlp_input;      // [n, d_model]
   std::function<void(const WeightId& down, Matrix<T>& x)> down_input;  // [n, d_ffn]
   std::function<void(int layer, Matrix<T>& h)> layer_output;           // [n, d_model]
 };

@@ -59,8 +59,7 @@ class SlowKvMethods : public ::testing::Test {
   void calibrate(const std::vector<std::string>& texts) {
     std::vector<KvCacheRecipe> recipes;
     for (const std::string& text : texts) recipes.push_back(*KvCacheRecipe::parse(text));
-    const auto set =
-        fit_kv_tables(model_->files(), calibration_, recipes, [](double) { return true; });
+    const auto set = fit_kv_tables(model_->files(), calibration_, recipes, {});
     ASSERT_TRUE(set && set->save(kv_tables_path(path_)));
   }
 

@@ -51,8 +51,7 @@ const std::string& with_tables() {
       std::vector<Token>& sample = corpus.samples.emplace_back();
       for (Token id = 0; id < 200; ++id) sample.push_back(5 + (id + seed) * 41 % 4000);
     }
-    const auto always = [](double) { return true; };
-    const auto set = fit_kv_tables(**ModelFiles::open(copy), corpus, recipes, always);
+    const auto set = fit_kv_tables(**ModelFiles::open(copy), corpus, recipes, {});
     EXPECT_TRUE(set && set->save(kv_tables_path(copy)));
     return copy;
   }();
