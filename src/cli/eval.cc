@@ -267,6 +267,12 @@ Status run_caches(const EvalCommand& o, const Model& model, const Model* base,
 
 Status run_eval(EvalCommand o) {
   QUERN_TRY(settle(o.baseline, !o.base.empty()));
+  if (!o.caches.empty() && !o.finds_needles && !o.base.empty()) {
+    return usage_error("--caches: each beside the plain cache of the same model, without --base");
+  }
+  if (o.csv && o.caches.empty() && !o.finds_needles) {
+    return usage_error("--csv is for --caches and --needle");
+  }
   QUERN_ASSIGN(const auto model, Model::open(o.model, o.activations));
   std::unique_ptr<Model> base;
   if (!o.base.empty()) {
@@ -284,6 +290,19 @@ Status run_eval(EvalCommand o) {
   options.n_samples = o.n_samples;
   options.kv = o.eval.kv;
   return run_samples(o.model, *model, *base, text, options, o.json);
+}
+
+// Options that would be ignored beside others, or without them.
+void exclude_options(CLI::App& app) {
+  for (const char* other : {"--tasks", "--answers", "--samples", "--save-baseline", "--baseline",
+                            "--kl-divergence-base", "--kl-divergence"}) {
+    for (const char* table : {"--needle", "--caches"}) app.get_option(table)->excludes(other);
+  }
+  for (const char* other : {"--windows", "--protocol"}) app.get_option("--needle")->excludes(other);
+  app.get_option("--caches")->excludes("--kv");
+  for (const char* detail : {"--needle-copies", "--needle-depths", "--needle-samples", "--seed"}) {
+    app.get_option(detail)->needs("--needle");
+  }
 }
 
 }  // namespace
@@ -306,6 +325,7 @@ Action declare_eval(CLI::App& app) {
                  "several caches, separated by semicolons: a table of what each costs");
   app.add_flag("--csv", o->csv, "of --caches and --needle: as comma-separated values");
   add_needles(app, o->finds_needles, o->needles);
+  exclude_options(app);
   add_threads(app);
   add_json(app, o->json);
   app.footer(

@@ -66,19 +66,19 @@ Status eval_caches(const Model& model, const std::vector<Token>& text,
                    const std::vector<NamedCache>& caches, const EvalOptions& options,
                    CacheTable table) {
   ProgressBar bar(table != CacheTable::kText);
+  EvalOptions all = options;
+  all.proceed = [&](double done) {
+    bar.show(done, "caches");
+    return !interrupted();
+  };
+  std::vector<KvCacheRecipe> recipes;
+  for (const NamedCache& cache : caches) recipes.push_back(cache.recipe);
+  QUERN_ASSIGN(const std::vector<EvalResult> results, evaluate_caches(model, recipes, text, all));
   std::vector<Row> rows;
-  for (const NamedCache& cache : caches) {
-    EvalOptions one = options;
-    one.kv = cache.recipe;
-    one.proceed = [&](double done) {
-      const auto before = static_cast<double>(rows.size());
-      bar.show((before + done) / static_cast<double>(caches.size()), cache.name);
-      return !interrupted();
-    };
-    QUERN_ASSIGN(const EvalResult result, evaluate(model, &model, text, one));
-    const CacheBits bits = cache_bits(model.desc(), cache.recipe, options.n_ctx,
-                                      {result.kv_bits, result.kv_held_bits});
-    rows.push_back({cache.name, cache.recipe.text, bits, result});
+  for (size_t i = 0; i < caches.size(); ++i) {
+    const CacheBits bits = cache_bits(model.desc(), recipes[i], options.n_ctx,
+                                      {results[i].kv_bits, results[i].kv_held_bits});
+    rows.push_back({caches[i].name, recipes[i].text, bits, results[i]});
   }
   bar.clear();
   print_rows(rows, table);

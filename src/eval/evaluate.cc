@@ -35,6 +35,13 @@ struct Window {
   int64_t first_scored = 0;
 };
 
+// A model with a cache; `is_base`: what the base makes is what it would make.
+struct Subject {
+  const Model* model;
+  KvCacheRecipe kv;
+  bool is_base = false;
+};
+
 Result<std::vector<Window>> cut(const ModelDesc& model, std::span<const Token> text,
                                 const EvalOptions& options) {
   const int64_t n = options.n_ctx;
@@ -93,13 +100,11 @@ class WindowRun {
     return {};
   }
 
-  // Logits of positions [first, first + n).
-  const Matrix<float>& logits(int64_t first, int64_t n) {
-    if (logits_.rows() != n) logits_ = Matrix<float>(n, model_.desc().n_vocab);
+  // Logits of as many positions as there are rows, from `first` on.
+  void logits(int64_t first, MatrixView<float> logits) {
     const auto start = Clock::now();
-    model_.logits(hidden_.view().row_range(first, n), logits_.view());
+    model_.logits(hidden_.view().row_range(first, logits.rows), logits);
     seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
-    return logits_;
   }
 
   double seconds() const { return seconds_; }
@@ -111,7 +116,7 @@ class WindowRun {
  private:
   const Model& model_;
   KvCacheRecipe kv_;
-  Matrix<float> hidden_, logits_;
+  Matrix<float> hidden_;
   double mean(double sum) const { return n_windows_ > 0 ? sum / n_windows_ : 0; }
 
   double seconds_ = 0, kv_bytes_ = 0, kv_bits_ = 0, kv_held_bits_ = 0;  // sums
@@ -188,35 +193,28 @@ class Scores {
 
 class Evaluation {
  public:
-  Evaluation(std::span<const Model* const> models, const Model* base, const EvalOptions& options)
-      : models_(models),
+  Evaluation(std::vector<Subject> subjects, const Model* base, const EvalOptions& options)
+      : subjects_(std::move(subjects)),
         base_(base),
         kept_(options.baseline),
         save_(options.save),
-        is_plain_(options.kv.is_plain()),
-        scores_(models.size()) {
-    for (const Model* model : models) runs_.emplace_back(*model, options.kv);
+        scores_(subjects_.size()) {
+    for (const Subject& subject : subjects_) runs_.emplace_back(*subject.model, subject.kv);
     if (base != nullptr) base_run_.emplace(*base, KvCacheRecipe());
   }
 
   Status add(const Window& window) {
     const auto n = static_cast<int64_t>(window.input.size());
     if (base_ != nullptr) QUERN_TRY(base_run_->forward(window));
-    for (size_t m = 0; m < models_.size(); ++m) {
-      if (!is_base(m)) QUERN_TRY(runs_[m].forward(window));
+    for (size_t m = 0; m < subjects_.size(); ++m) {
+      if (!subjects_[m].is_base) QUERN_TRY(runs_[m].forward(window));
     }
-    const int64_t n_vocab = models_[0]->desc().n_vocab;
+    const int64_t n_vocab = subjects_[0].model->desc().n_vocab;
     const int64_t chunk = logit_rows(n_vocab);
     for (int64_t first = window.first_scored; first < n; first += chunk) {
       const int64_t count = std::min(chunk, n - first);
-      const std::span<const Token> target(window.target.data() + first, static_cast<size_t>(count));
-      const Matrix<float>* base = base_ == nullptr ? nullptr : &base_run_->logits(first, count);
-      for (size_t m = 0; m < models_.size(); ++m) {
-        const bool is_base_too = base != nullptr && is_base(m);
-        const Matrix<float>& logits = is_base_too ? *base : runs_[m].logits(first, count);
-        scores_[m].add(logits, base, kept_, target);
-        if (m == 0 && save_ != nullptr) save_->add(logits, target);
-      }
+      if (logits_.rows() != count) logits_ = base_logits_ = Matrix<float>(count, n_vocab);
+      score({window.target.data() + first, static_cast<size_t>(count)}, first);
     }
     n_fed_ += n;
     return {};
@@ -224,8 +222,8 @@ class Evaluation {
 
   std::vector<EvalResult> results() {
     std::vector<EvalResult> results;
-    for (size_t m = 0; m < models_.size(); ++m) {
-      const WindowRun& run = is_base(m) ? *base_run_ : runs_[m];
+    for (size_t m = 0; m < subjects_.size(); ++m) {
+      const WindowRun& run = subjects_[m].is_base ? *base_run_ : runs_[m];
       results.push_back(scores_[m].result(run.seconds(), n_fed_));
       results.back().kv_bytes = run.kv_bytes();
       results.back().kv_bits = run.kv_bits();
@@ -238,15 +236,26 @@ class Evaluation {
   }
 
  private:
-  bool is_base(size_t m) const { return models_[m] == base_ && is_plain_; }
+  // Positions from `first` on, as many as there are rows of logits.
+  void score(std::span<const Token> target, int64_t first) {
+    const Matrix<float>* base = base_ == nullptr ? nullptr : &base_logits_;
+    if (base != nullptr) base_run_->logits(first, base_logits_.view());
+    for (size_t m = 0; m < subjects_.size(); ++m) {
+      const bool is_base = subjects_[m].is_base;
+      if (!is_base) runs_[m].logits(first, logits_.view());
+      const Matrix<float>& logits = is_base ? base_logits_ : logits_;
+      scores_[m].add(logits, base, kept_, target);
+      if (m == 0 && save_ != nullptr) save_->add(logits, target);
+    }
+  }
 
-  std::span<const Model* const> models_;
+  const std::vector<Subject> subjects_;
   const Model* base_;
   const Baseline* kept_;
   BaselineWriter* save_;
-  bool is_plain_;
   std::vector<WindowRun> runs_;
   std::optional<WindowRun> base_run_;
+  Matrix<float> base_logits_, logits_;  // of a few positions, [n, n_vocab]
   std::vector<Scores> scores_;
   int64_t n_fed_ = 0;
 };
@@ -314,24 +323,30 @@ Result<BaselineText> baseline_text(const ModelDesc& model, std::span<const Token
   return text_of(windows, options);
 }
 
-Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, const Model* base,
-                                         std::span<const Token> text, const EvalOptions& options) {
-  QUERN_CHECK(!models.empty());
-  for (const Model* model : models) {
-    const Model& other = base != nullptr ? *base : *models[0];
-    if (model->desc().n_vocab != other.desc().n_vocab) {
-      return usage_error("the models have vocabularies of {} and {} tokens", model->desc().n_vocab,
-                         other.desc().n_vocab);
+namespace {
+
+Result<std::vector<EvalResult>> evaluate_all(std::vector<Subject> subjects, const Model* base,
+                                             std::span<const Token> text,
+                                             const EvalOptions& options) {
+  QUERN_CHECK(!subjects.empty());
+  const Model& first = *subjects[0].model;
+  const int64_t n_vocab = (base != nullptr ? *base : first).desc().n_vocab;
+  for (const Subject& subject : subjects) {
+    if (subject.model->desc().n_vocab != n_vocab) {
+      return usage_error("the models have vocabularies of {} and {} tokens",
+                         subject.model->desc().n_vocab, n_vocab);
     }
   }
-  QUERN_ASSIGN(const std::vector<Window> windows, cut(models[0]->desc(), text, options));
-  QUERN_TRY(check_ids(models[0]->desc(), text));
+  QUERN_ASSIGN(const std::vector<Window> windows, cut(first.desc(), text, options));
+  QUERN_TRY(check_ids(first.desc(), text));
   if (options.baseline != nullptr) {
     QUERN_CHECK(base == nullptr);
     const BaselineText asked = text_of(windows, options);
-    for (const Model* model : models) QUERN_TRY(check_baseline(*options.baseline, *model, asked));
+    for (const Subject& subject : subjects) {
+      QUERN_TRY(check_baseline(*options.baseline, *subject.model, asked));
+    }
   }
-  Evaluation evaluation(models, base, options);
+  Evaluation evaluation(std::move(subjects), base, options);
   for (size_t i = 0; i < windows.size(); ++i) {
     if (!options.proceed(static_cast<double>(i) / static_cast<double>(windows.size()))) {
       return cancelled();
@@ -339,6 +354,30 @@ Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, c
     QUERN_TRY(evaluation.add(windows[i]));
   }
   return evaluation.results();
+}
+
+}  // namespace
+
+Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, const Model* base,
+                                         std::span<const Token> text, const EvalOptions& options) {
+  std::vector<Subject> subjects;
+  for (const Model* model : models) {
+    subjects.push_back({model, options.kv, model == base && options.kv.is_plain()});
+  }
+  return evaluate_all(std::move(subjects), base, text, options);
+}
+
+Result<std::vector<EvalResult>> evaluate_caches(const Model& model,
+                                                std::span<const KvCacheRecipe> caches,
+                                                std::span<const Token> text,
+                                                const EvalOptions& options) {
+  std::vector<Subject> subjects;
+  for (const KvCacheRecipe& cache : caches) {
+    subjects.push_back({&model, cache, cache.text == KvCacheRecipe().text});
+  }
+  EvalOptions plain = options;
+  plain.kv = {};
+  return evaluate_all(std::move(subjects), &model, text, plain);
 }
 
 Result<EvalResult> evaluate(const Model& model, const Model* base, std::span<const Token> text,

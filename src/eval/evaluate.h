@@ -58,12 +58,18 @@ struct EvalResult {
 };
 
 // Evaluates models side by side: every window is run by the base once and by each model in turn, so
-// comparing many costs the base once. `base` may be null. Logits exist for a few positions at a
-// time only. A model that is its own base has divergence zero and is not run twice.
+// comparing many costs the base once. `base` may be null. What is kept of each model is its stream
+// behind a window; logits exist for a few positions at a time, of the base and one model. A model
+// that is its own base, with a plain cache, has divergence zero and is not run twice.
 Result<std::vector<EvalResult>> evaluate(std::span<const Model* const> models, const Model* base,
                                          std::span<const Token> text, const EvalOptions& options);
 Result<EvalResult> evaluate(const Model& model, const Model* base, std::span<const Token> text,
                             const EvalOptions& options);
+// One model with several caches, in the place of options.kv; its plain one is the base.
+Result<std::vector<EvalResult>> evaluate_caches(const Model& model,
+                                                std::span<const KvCacheRecipe> caches,
+                                                std::span<const Token> text,
+                                                const EvalOptions& options);
 
 // What a baseline of this text is known by.
 Result<BaselineText> baseline_text(const ModelDesc& model, std::span<const Token> text,

@@ -40,6 +40,44 @@ TEST(EvalCaches, DroppedPositionsCountAsHeldInNoBits) {
   EXPECT_LE(held, 16. * 96 / 192);
 }
 
+// All caches of a table are run beside each other, each as if it were alone.
+TEST(EvalCaches, ATableIsWhatItsRowsAreAlone) {
+  const auto rows = [](const std::string& caches) {
+    return parsed(eval({"--caches", caches, "--windows", "3", "--json"}));
+  };
+  const Json all = rows("f16; bf16; q4; " + kCaches);
+  ASSERT_EQ(all.size(), 6u);
+  EXPECT_EQ(all[0]["kl_mean"], 0);
+  EXPECT_GT(all[1]["kl_mean"].get<double>(), 0);  // plain too, but not what the others stand beside
+  EXPECT_EQ(all[0]["ppl"], all[3]["ppl"]);
+  for (const size_t row : {size_t{1}, size_t{2}, size_t{5}}) {
+    const Json alone = rows(all[row]["kv"].get<std::string>());
+    ASSERT_EQ(alone.size(), 1u);
+    for (const char* key : {"ppl", "kl_mean", "kl_p99", "top1", "kv_held_bits", "tokens"}) {
+      EXPECT_EQ(alone[0][key], all[row][key]) << all[row]["kv"] << " " << key;
+    }
+  }
+}
+
+TEST(EvalCaches, WhatWouldBeIgnoredIsRefused) {
+  const auto refusal = [](const std::vector<std::string>& more) {
+    const test::Ran ran = eval(more);
+    EXPECT_EQ(ran.code, 2) << more[0] << " " << more.back();
+    return ran.err;
+  };
+  EXPECT_NE(refusal({"--needle", "8", "--windows", "2"}).find("--windows"), std::string::npos);
+  EXPECT_NE(refusal({"--needle", "8", "--protocol", "strided"}).find("--protocol"),
+            std::string::npos);
+  EXPECT_NE(refusal({"--needle", "8", "--samples", "2"}).find("--samples"), std::string::npos);
+  EXPECT_NE(refusal({"--needle", "8", "--baseline", "file"}).find("--baseline"), std::string::npos);
+  EXPECT_NE(refusal({"--caches", "q4", "--kv", "q8"}).find("--kv"), std::string::npos);
+  EXPECT_NE(refusal({"--caches", "q4", "--base", kTiny}).find("--base"), std::string::npos);
+  EXPECT_NE(refusal({"--caches", "q4", "--tasks", "file"}).find("--tasks"), std::string::npos);
+  EXPECT_NE(refusal({"--needle-depths", "2"}).find("--needle-depths requires --needle"),
+            std::string::npos);
+  EXPECT_NE(refusal({"--csv"}).find("--csv is for"), std::string::npos);
+}
+
 TEST(EvalCaches, NeedlesAreRecalledByWhatKeepsThem) {
   const std::vector<std::string> args = {"--needle",        "24",   "--needle-copies",  "2",
                                          "--needle-depths", "2",    "--needle-samples", "3",
