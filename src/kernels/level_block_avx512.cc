@@ -108,19 +108,24 @@ struct Tile {
     }
   }
 
+  // What stores to y could change as far as the compiler knows is read before: a division for each
+  // row would take a fifth of the time.
   [[gnu::always_inline]] static inline void add_across(const LevelBlock& b, const LevelRows& rows,
                                                        int64_t g, const Sums& dot, float* y,
                                                        int64_t ld_y) {
+    const int64_t n_groups = b.n_groups();
+    const LevelRows r = rows;
+    const bool has_centres = b.centres != nullptr;
 #pragma GCC unroll 8
     for (int x = 0; x < kX; ++x) {
-      const int64_t at = x * b.n_groups() + g;
-      const __m512i offset = _mm512_set1_epi32(rows.offsets[at]);
-      const __m512 step = _mm512_set1_ps(rows.steps[at]), sum = _mm512_set1_ps(rows.sums[at]);
+      const int64_t at = x * n_groups + g;
+      const __m512i offset = _mm512_set1_epi32(r.offsets[at]);
+      const __m512 step = _mm512_set1_ps(r.steps[at]), sum = _mm512_set1_ps(r.sums[at]);
 #pragma GCC unroll 8
       for (int v = 0; v < kC; ++v) {
         float* to = y + x * ld_y + 16 * v;
         __m512 old = _mm512_loadu_ps(to);
-        if (b.centres != nullptr) old = _mm512_add_ps(old, sum);
+        if (has_centres) old = _mm512_add_ps(old, sum);
         const __m512 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[x][v], offset));
         _mm512_storeu_ps(to, _mm512_fmadd_ps(whole, step, old));
       }
@@ -130,23 +135,24 @@ struct Tile {
   [[gnu::always_inline]] static inline void add_down(const LevelBlock& b, const LevelRows& rows,
                                                      int64_t j, int64_t g, const Sums& dot,
                                                      float* y, int64_t ld_y) {
+    const int64_t n_groups = b.n_groups();
+    const LevelRows r = rows;
+    const bool has_centres = b.centres != nullptr;
 #pragma GCC unroll 8
     for (int v = 0; v < kC; ++v) {
       const int64_t place = g * b.cols + j + 16 * v;
       const __m512 scale = _mm512_loadu_ps(b.scales + place);
       __m512 centre = _mm512_setzero_ps();
-      if (b.centres != nullptr) centre = _mm512_loadu_ps(b.centres + place);
+      if (has_centres) centre = _mm512_loadu_ps(b.centres + place);
 #pragma GCC unroll 8
       for (int x = 0; x < kX; ++x) {
-        const int64_t at = x * b.n_groups() + g;
+        const int64_t at = x * n_groups + g;
         float* to = y + x * ld_y + 16 * v;
-        const __m512i offset = _mm512_set1_epi32(rows.offsets[at]);
+        const __m512i offset = _mm512_set1_epi32(r.offsets[at]);
         const __m512 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[x][v], offset));
-        const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(rows.steps[at]));
+        const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(r.steps[at]));
         __m512 sum = _mm512_fmadd_ps(whole, both, _mm512_loadu_ps(to));
-        if (b.centres != nullptr) {
-          sum = _mm512_fmadd_ps(centre, _mm512_set1_ps(rows.sums[at]), sum);
-        }
+        if (has_centres) sum = _mm512_fmadd_ps(centre, _mm512_set1_ps(r.sums[at]), sum);
         _mm512_storeu_ps(to, sum);
       }
     }

@@ -6,12 +6,21 @@
 
 namespace quern {
 
+// Packing works in 128-bit lanes: of four vectors packed, lane l has four columns of each.
+inline __m512i in_order_of_packed(__m512i packed) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, packed);
+}
+
 // The bytes of a, b, c, d in this order; what does not fit into an int8 is held at its ends.
 inline __m512i pack_bytes(__m512i a, __m512i b, __m512i c, __m512i d) {
-  // Packing works in 128-bit lanes: of four vectors packed, lane l has four columns of each.
-  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i low = _mm512_packs_epi32(a, b), high = _mm512_packs_epi32(c, d);
-  return _mm512_permutexvar_epi32(in_order, _mm512_packs_epi16(low, high));
+  return in_order_of_packed(_mm512_packs_epi16(low, high));
+}
+// The same for uint8_t.
+inline __m512i pack_unsigned_bytes(__m512i a, __m512i b, __m512i c, __m512i d) {
+  const __m512i low = _mm512_packs_epi32(a, b), high = _mm512_packs_epi32(c, d);
+  return in_order_of_packed(_mm512_packus_epi16(low, high));
 }
 
 // sums += in each lane four of the signed bytes.

@@ -2,21 +2,17 @@
 // Panels against int8 rows by VNNI: a lane is a row of the panel, four columns of one row of
 // activations are broadcast to all of them, and a group's dot never leaves its register.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "kernels/intrinsics.h"
 #include "kernels/pack_avx512.h"
 #include "kernels/panels_round.h"
+#include "kernels/round_avx512.h"
 #include "kernels/tables.h"
 #include "kernels/transpose_avx512.h"
 
 namespace quern {
 namespace {
-
-inline __mmask16 first_lanes(int64_t n) {
-  return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << n) - 1);
-}
 
 inline __m512 load_columns(const float* x, int64_t j, int64_t k) {
   return _mm512_maskz_loadu_ps(first_lanes(std::max<int64_t>(0, k - j)), x + j);
@@ -55,56 +51,20 @@ void quantize_groups(const float* x, int64_t k, int64_t group, int8_t* levels, f
   }
 }
 
-// Lane r of the result is `join` of all lanes of v[r].
-template <class Join>
-inline __m512i reduce_each(const __m512i (&v)[16], const Join& join) {
-  __m512i t[8];
-  for (int i = 0; i < 8; ++i) {
-    t[i] = join(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
-                _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = join(_mm512_unpacklo_epi64(t[2 * i], t[2 * i + 1]),
-                _mm512_unpackhi_epi64(t[2 * i], t[2 * i + 1]));
-  }
-  for (int i = 0; i < 2; ++i) {
-    t[i] = join(_mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0x88),
-                _mm512_shuffle_i32x4(t[2 * i], t[2 * i + 1], 0xdd));
-  }
-  return join(_mm512_shuffle_i32x4(t[0], t[1], 0x88), _mm512_shuffle_i32x4(t[0], t[1], 0xdd));
-}
-
-inline __m512i largest_of_each(const __m512i (&v)[16]) {
-  return reduce_each(v, [](__m512i a, __m512i b) { return _mm512_max_epu32(a, b); });
-}
-inline __m512i sum_of_each(const __m512i (&v)[16]) {
-  return reduce_each(v, [](__m512i a, __m512i b) { return _mm512_add_epi32(a, b); });
-}
-
-// GroupRounding of 16 rows: writes their scales and factors to levels.
-inline void round_groups(__m512i largest, float* scales, float* to_levels) {
-  const __mmask16 is_special = _mm512_cmpge_epu32_mask(largest, _mm512_set1_epi32(0x7f800000));
-  const __mmask16 is_number = _mm512_mask_cmpge_epu32_mask(
-      static_cast<__mmask16>(~is_special), largest, _mm512_set1_epi32((127 - 100) << 23));
-  const __m512 most = _mm512_castsi512_ps(largest), levels = _mm512_set1_ps(127);
-  const __m512 scale = _mm512_maskz_div_ps(is_number, most, levels);
-  _mm512_storeu_ps(scales, _mm512_mask_mov_ps(scale, is_special, _mm512_set1_ps(NAN)));
-  _mm512_store_ps(to_levels, _mm512_maskz_div_ps(is_number, levels, most));
-}
-
 // n <= 16 whole groups, of a multiple of 64 columns each.
 void quantize_whole_groups(const float* x, int n, int64_t group, int8_t* levels, float* scales,
                            int32_t* offsets) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   __m512i each[16] = {};
-  alignas(64) float to_levels[16], all_scales[16];
+  alignas(64) float to_levels[16];
   for (int g = 0; g < n; ++g) {
     for (int64_t j = g * group; j < (g + 1) * group; j += 16) {
       const __m512i bits = _mm512_castps_si512(_mm512_loadu_ps(x + j));
       each[g] = _mm512_max_epu32(each[g], _mm512_and_si512(bits, magnitude));
     }
   }
-  round_groups(largest_of_each(each), all_scales, to_levels);
+  const GroupRoundings roundings(largest_of_each(each));
+  _mm512_store_ps(to_levels, roundings.to_levels);
   for (int g = 0; g < n; ++g) {
     const __m512 factor = _mm512_set1_ps(to_levels[g]);
     const auto levels_of = [&](int64_t j) {
@@ -121,7 +81,7 @@ void quantize_whole_groups(const float* x, int n, int64_t group, int8_t* levels,
     }
   }
   const __m512i offset = _mm512_mullo_epi32(sum_of_each(each), _mm512_set1_epi32(-kPanelZero));
-  _mm512_mask_storeu_ps(scales, first_lanes(n), _mm512_load_ps(all_scales));
+  _mm512_mask_storeu_ps(scales, first_lanes(n), roundings.scales);
   _mm512_mask_storeu_epi32(offsets, first_lanes(n), offset);
 }
 
@@ -156,7 +116,9 @@ void quantize_group(const float* w, int64_t n_rows, int64_t k, int64_t j0, int64
       most[r] = _mm512_max_epu32(most[r], _mm512_and_si512(bits, magnitude));
     }
   }
-  round_groups(largest_of_each(most), scales, to_levels);
+  const GroupRoundings roundings(largest_of_each(most));
+  _mm512_storeu_ps(scales, roundings.scales);
+  _mm512_store_ps(to_levels, roundings.to_levels);
   for (int64_t j = j0; j < j0 + group; j += 64) {
     __m512i rows[16];
     for (int64_t r = 0; r < kPanelRows; ++r) {
