@@ -47,8 +47,9 @@ bool has_amx() {
 }  // namespace
 
 bool host_has(Isa isa) {
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                        has_f16c() && __builtin_cpu_supports("bmi2");
+  // Asked once: below a virtual machine the instruction takes as long as a thousand others.
+  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                               has_f16c() && __builtin_cpu_supports("bmi2");
   switch (isa) {
     case Isa::kRef:
       return true;

@@ -48,8 +48,10 @@ void unpack_level_codes_ref(const LevelCodes& from, uint8_t* bytes) {
 }
 
 void unpack_level_codes(const LevelCodes& codes, uint8_t* bytes) {
-  const bool is_wide = kernels().isa == Isa::kAvx512;
-  (is_wide ? unpack_level_codes_avx512 : unpack_level_codes_ref)(codes, bytes);
+  const Isa isa = kernels().isa;
+  (isa == Isa::kAvx512 ? unpack_level_codes_avx512
+   : isa == Isa::kAvx2 ? unpack_level_codes_avx2
+                       : unpack_level_codes_ref)(codes, bytes);
 }
 
 }  // namespace quern

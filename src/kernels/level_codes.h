@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace quern {
 
@@ -35,6 +36,24 @@ struct LevelCodes {
 // The codes, or what they stand for, as bytes [n].
 void unpack_level_codes(const LevelCodes& codes, uint8_t* bytes);
 void unpack_level_codes_ref(const LevelCodes& codes, uint8_t* bytes);
+void unpack_level_codes_avx2(const LevelCodes& codes, uint8_t* bytes);
 void unpack_level_codes_avx512(const LevelCodes& codes, uint8_t* bytes);
+
+// Calls f with an integral constant: the width of the codes.
+template <class F>
+void with_level_bits(int bits, const F& f) {
+  switch (bits) {
+    case 1:
+      return f(std::integral_constant<int, 1>());
+    case 2:
+      return f(std::integral_constant<int, 2>());
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    case 4:
+      return f(std::integral_constant<int, 4>());
+    default:
+      return f(std::integral_constant<int, 8>());
+  }
+}
 
 }  // namespace quern

@@ -2,8 +2,6 @@
 // A line of 64 codes (level_codes.h) as what they stand for, in a register.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/intrinsics.h"
 #include "kernels/level_codes.h"
 
@@ -64,22 +62,5 @@ class LevelLines {
   const std::byte *codes_, *high_;
   __m512i table_;
 };
-
-// Calls f with an integral constant: the width of the codes.
-template <class F>
-void with_level_bits(int bits, const F& f) {
-  switch (bits) {
-    case 1:
-      return f(std::integral_constant<int, 1>());
-    case 2:
-      return f(std::integral_constant<int, 2>());
-    case 3:
-      return f(std::integral_constant<int, 3>());
-    case 4:
-      return f(std::integral_constant<int, 4>());
-    default:
-      return f(std::integral_constant<int, 8>());
-  }
-}
 
 }  // namespace quern

@@ -20,6 +20,8 @@ KernelTable make_table(Isa isa) {
     fill_subtract_rows_avx2(table);
     fill_panels_avx2(table);
     fill_levels_avx2(table);
+    fill_level_block_avx2(table);
+    fill_level_rows_avx2(table);
   }
   if (isa >= Isa::kAvx512) {
     fill_rows_avx512(table);

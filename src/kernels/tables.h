@@ -17,6 +17,8 @@ void fill_tile_avx2(KernelTable& table);
 void fill_subtract_rows_avx2(KernelTable& table);
 void fill_panels_avx2(KernelTable& table);
 void fill_levels_avx2(KernelTable& table);
+void fill_level_block_avx2(KernelTable& table);
+void fill_level_rows_avx2(KernelTable& table);
 void fill_rows_avx512(KernelTable& table);
 void fill_tile_avx512(KernelTable& table);
 void fill_subtract_rows_avx512(KernelTable& table);
