@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scripts that fill in docs/performance.md share: runs of quern bench, the machine, tables."""
+"""What the scripts that fill in tables of speed share: runs of quern bench, the machine, tables."""
 import json
 import os
 import pathlib
@@ -55,11 +55,11 @@ def limits(runs, n_threads):
     return table(["limit", "one thread", f"{n_threads} threads"], rows)
 
 
-def write(script, lines):
+def write(script, lines, page=PAGE):
     """Puts the lines between the markers of the script in the page."""
     start, end = f"<!-- made by scripts/{script} -->", "<!-- end -->"
-    before, found, rest = PAGE.read_text(encoding="utf-8").partition(start)
+    before, found, rest = page.read_text(encoding="utf-8").partition(start)
     if not found or end not in rest:
-        sys.exit(f"{PAGE}: no line '{start}' with a line '{end}' after it")
+        sys.exit(f"{page}: no line '{start}' with a line '{end}' after it")
     text = "\n".join([start, "", *lines, "", end])
-    PAGE.write_text(before + text + rest.partition(end)[2], encoding="utf-8")
+    page.write_text(before + text + rest.partition(end)[2], encoding="utf-8")
