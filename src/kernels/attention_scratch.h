@@ -7,6 +7,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/attention_tiles.h"
+#include "tensor/scratch.h"
 
 namespace quern {
 
@@ -22,12 +23,6 @@ struct Visible {
   std::array<Group, kMaxTile / kGroup> groups;
   Range any{0, 0};  // blocks that hold what some row sees
 };
-
-template <class T>
-T* grown(AlignedVector<T>& buffer, int64_t n) {
-  if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(static_cast<size_t>(n));
-  return buffer.data();
-}
 
 // Memory of rows that are rounded for blocks.
 struct RoundedRows {

@@ -7,7 +7,7 @@
 
 #include "kernels/intrinsics.h"
 #include "kernels/tables.h"
-#include "tensor/matrix.h"
+#include "tensor/scratch.h"
 
 namespace quern {
 namespace {
@@ -16,12 +16,6 @@ using Share = LevelBlock::Share;
 using Sign = LevelBlock::Sign;
 
 constexpr int kRows = 4;  // that share what columns have become
-
-template <class T>
-T* grown(AlignedVector<T>& buffer, int64_t n) {
-  if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(static_cast<size_t>(n));
-  return buffer.data();
-}
 
 const uint8_t* bytes_of(const LevelCodes& levels) {
   if (levels.bits == 8) return reinterpret_cast<const uint8_t*>(levels.codes);

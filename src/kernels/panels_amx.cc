@@ -13,7 +13,7 @@
 
 #include "kernels/intrinsics.h"
 #include "kernels/tables.h"
-#include "tensor/matrix.h"
+#include "tensor/scratch.h"
 
 namespace quern {
 namespace {
@@ -239,27 +239,24 @@ inline __mmask16 rows_of(const Panels& w, int64_t panel) {
 
 // Signed levels of all panels, as they lie.
 const int8_t* signed_levels(const Panels& w, int64_t n_panels, int64_t panel_bytes) {
-  thread_local AlignedVector<int8_t> levels;
-  const auto n = static_cast<size_t>(n_panels * panel_bytes);
-  if (levels.size() < n) levels.resize(n);
+  thread_local AlignedVector<int8_t> memory;
+  int8_t* levels = grown(memory, n_panels * panel_bytes);
   const __m512i sign = _mm512_set1_epi8(static_cast<char>(kPanelZero));
   for (int64_t p = 0; p < n_panels; ++p) {
     const uint8_t* from = w.levels + p * w.levels_stride;
-    int8_t* to = levels.data() + p * panel_bytes;
+    int8_t* to = levels + p * panel_bytes;
     for (int64_t i = 0; i < panel_bytes; i += 64) {
       _mm512_store_si512(to + i, _mm512_xor_si512(_mm512_loadu_si512(from + i), sign));
     }
   }
-  return levels.data();
+  return levels;
 }
 
 using BlockSums = float[kBlockRows][kPanelRows];
 
 BlockSums* scratch_sums(int64_t n_panels) {
   thread_local AlignedVector<float> sums;
-  const auto n = static_cast<size_t>(n_panels * kBlockRows * kPanelRows);
-  if (sums.size() < n) sums.resize(n);
-  return reinterpret_cast<BlockSums*>(sums.data());
+  return reinterpret_cast<BlockSums*>(grown(sums, n_panels * kBlockRows * kPanelRows));
 }
 
 // Panels and rows of activations that meet.

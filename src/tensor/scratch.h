@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A dense matrix for the length of a function, in memory that the thread keeps for the next one:
-// large blocks fresh from the system are cleared twice, page by page and as zeros.
+// Memory that a thread keeps for the next call of a function: large blocks fresh from the system
+// are cleared twice, page by page and as zeros.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,16 @@
 
 namespace quern {
 
-// Elements start as anything. The thread keeps as many blocks as were in use at once.
+// At least n elements of a buffer that outlives the call, which may move. Static, since files of
+// different ISAs call it.
+template <class T>
+static inline T* grown(AlignedVector<T>& buffer, int64_t n) {
+  if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(static_cast<size_t>(n));
+  return buffer.data();
+}
+
+// A dense matrix for the length of a function. Elements start as anything. The thread keeps as many
+// blocks as were in use at once.
 class ScratchMatrix {
  public:
   ScratchMatrix(int64_t rows, int64_t cols) : rows_(rows), cols_(cols) {
