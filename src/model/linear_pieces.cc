@@ -13,8 +13,8 @@ namespace {
 // Bytes of levels decoded at a time: for a few tokens they stay in the first cache, for many in the
 // second.
 constexpr int64_t kLevelsForFew = 16 << 10;
-constexpr int64_t kLevelsForMany = 512 << 10;
-constexpr int64_t kRowsForMany = 64;  // the kernel takes four panels at once
+constexpr int64_t kLevelsForMany = 1 << 20;
+constexpr int64_t kRowsForMany = 128;  // all of them meet a block of activations while it is near
 
 // A stride for rows of n bytes so that neighbours lie in different sets of a cache: an odd number
 // of lines.
