@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include "spec/registry.h"
+
 namespace quern {
 
 #define QUERN_ACT(name) extern const ActInfo name##_act_info;
@@ -19,16 +21,7 @@ std::span<const ActInfo> act_quantizers() {
 }
 
 Result<std::unique_ptr<ActQuantizer>> make_act(const spec::Call& call) {
-  std::string names;
-  for (const ActInfo& info : act_quantizers()) {
-    if (info.name == call.name) {
-      QUERN_ASSIGN(const spec::Params params, spec::Params::bind(call, info.params));
-      return info.make(params);
-    }
-    names += names.empty() ? "" : ", ";
-    names += info.name;
-  }
-  return usage_error("act: no quantizer '{}'; they are {}", call.name, names);
+  return spec::make(act_quantizers(), call, "act quantizer");
 }
 
 Result<std::unique_ptr<ActQuantizer>> make_act(std::string_view text) {

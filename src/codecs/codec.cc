@@ -5,6 +5,7 @@
 
 #include "base/checked.h"
 #include "kernels/kernels.h"
+#include "spec/registry.h"
 
 namespace quern {
 
@@ -53,16 +54,7 @@ std::span<const CodecInfo> codecs() {
 }
 
 Result<std::unique_ptr<Codec>> make_codec(const spec::Call& call) {
-  std::string names;
-  for (const CodecInfo& info : codecs()) {
-    if (info.name == call.name) {
-      QUERN_ASSIGN(const spec::Params params, spec::Params::bind(call, info.params));
-      return info.make(params);
-    }
-    names += names.empty() ? "" : ", ";
-    names += info.name;
-  }
-  return usage_error("no codec '{}'; the codecs are {}", call.name, names);
+  return spec::make(codecs(), call, "codec");
 }
 
 Result<std::unique_ptr<Codec>> make_codec(std::string_view text) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvcache/kv_codec.h"
 
+#include "spec/registry.h"
+
 namespace quern {
 
 #define QUERN_KV_CODEC(name) extern const KvCodecInfo name##_codec_info;
@@ -25,16 +27,7 @@ Status check_coded_head(std::string_view spec, int64_t d_head) {
 }
 
 Result<std::unique_ptr<KvCodec>> make_kv_codec(const spec::Call& call) {
-  std::string names;
-  for (const KvCodecInfo& info : kv_codecs()) {
-    if (info.name != call.name) {
-      names += fmt::format("{}{}", names.empty() ? "" : " ", info.name);
-      continue;
-    }
-    QUERN_ASSIGN(const spec::Params params, spec::Params::bind(call, info.params));
-    return info.make(params);
-  }
-  return usage_error("kv: no codec '{}'; the codecs are {}", call.name, names);
+  return spec::make(kv_codecs(), call, "kv codec");
 }
 
 }  // namespace quern

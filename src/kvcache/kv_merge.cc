@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/kernels.h"
+#include "spec/registry.h"
 
 namespace quern {
 
@@ -21,16 +22,7 @@ std::span<const KvMergeInfo> kv_merges() {
 }
 
 Result<std::unique_ptr<KvMerge>> make_kv_merge(const spec::Call& call) {
-  std::string names;
-  for (const KvMergeInfo& info : kv_merges()) {
-    if (info.name != call.name) {
-      names += fmt::format("{}{}", names.empty() ? "" : " ", info.name);
-      continue;
-    }
-    QUERN_ASSIGN(const spec::Params params, spec::Params::bind(call, info.params));
-    return info.make(params);
-  }
-  return usage_error("kv: no rule of merging '{}'; the rules are {}", call.name, names);
+  return spec::make(kv_merges(), call, "kv merge rule");
 }
 
 void KvOpenSlot::add(bool starts, float weight, float* k, float* v) {

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "kernels/kernels.h"
+#include "spec/registry.h"
 
 namespace quern {
 
@@ -23,16 +24,7 @@ std::span<const KvPolicyInfo> kv_policies() {
 }
 
 Result<std::unique_ptr<KvPolicy>> make_kv_policy(const spec::Call& call) {
-  std::string names;
-  for (const KvPolicyInfo& info : kv_policies()) {
-    if (info.name != call.name) {
-      names += fmt::format("{}{}", names.empty() ? "" : " ", info.name);
-      continue;
-    }
-    QUERN_ASSIGN(const spec::Params params, spec::Params::bind(call, info.params));
-    return info.make(params);
-  }
-  return usage_error("kv: no policy '{}'; the policies are {}", call.name, names);
+  return spec::make(kv_policies(), call, "kv policy");
 }
 
 void KvPolicy::observe(const KvWeights& w, float* scores) const {

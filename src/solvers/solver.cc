@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
+#include "spec/registry.h"
 
 namespace quern {
 
@@ -23,22 +24,10 @@ std::span<const SolverInfo> solvers() {
   return rows;
 }
 
-const SolverInfo* find_solver(std::string_view name) {
-  for (const SolverInfo& info : solvers()) {
-    if (info.name == name) return &info;
-  }
-  return nullptr;
-}
+const SolverInfo* find_solver(std::string_view name) { return spec::find(solvers(), name); }
 
 Result<std::unique_ptr<Solver>> make_solver(const spec::Call& call) {
-  const SolverInfo* info = find_solver(call.name);
-  if (info == nullptr) {
-    std::string names;
-    for (const SolverInfo& row : solvers()) names += fmt::format(" {}", row.name);
-    return usage_error("no solver '{}'; the solvers are{}", call.name, names);
-  }
-  QUERN_ASSIGN(const spec::Params params, spec::Params::bind(call, info->params));
-  return info->make(params);
+  return spec::make(solvers(), call, "solver");
 }
 
 int64_t rows_per_piece(const Codec& codec) {

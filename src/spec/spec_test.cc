@@ -5,6 +5,7 @@
 
 #include "base/random.h"
 #include "spec/params.h"
+#include "spec/registry.h"
 
 namespace quern::spec {
 namespace {
@@ -102,6 +103,29 @@ TEST(Params, ErrorsListWhatIsValid) {
     const auto params = Params::bind(*parse_call(text), kSpecs);
     ASSERT_FALSE(params) << text;
     EXPECT_NE(params.error().message.find(expected), std::string::npos) << params.error().message;
+  }
+}
+
+struct NumberInfo {
+  std::string_view name;
+  ParamSpecs params;
+  Result<int64_t> (*make)(const Params& params);
+};
+
+TEST(Registry, MakesWhatACallNames) {
+  const NumberInfo rows[] = {
+      {"x", kSpecs, [](const Params& params) -> Result<int64_t> { return params.integer("bits"); }},
+      {"y", {}, [](const Params&) -> Result<int64_t> { return error("y is broken"); }}};
+  const std::span<const NumberInfo> all = rows;
+  EXPECT_EQ(find(all, "y"), &rows[1]);
+  EXPECT_EQ(find(all, "z"), nullptr);
+  EXPECT_EQ(make(all, *parse_call("x(5)"), "number").value(), 5);
+  const std::pair<const char*, const char*> cases[] = {
+      {"y", "y is broken"}, {"x(9)", "2..8"}, {"z(1)", "no number 'z'; there are x, y"}};
+  for (const auto& [text, expected] : cases) {
+    const auto made = make(all, *parse_call(text), "number");
+    ASSERT_FALSE(made) << text;
+    EXPECT_NE(made.error().message.find(expected), std::string::npos) << made.error().message;
   }
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "transforms/transform.h"
 
+#include "spec/registry.h"
+
 namespace quern {
 
 #define QUERN_TRANSFORM(name) extern const TransformInfo name##_transform_info;
@@ -17,10 +19,7 @@ std::span<const TransformInfo> transforms() {
 }
 
 const TransformInfo* find_transform(std::string_view name) {
-  for (const TransformInfo& info : transforms()) {
-    if (info.name == name) return &info;
-  }
-  return nullptr;
+  return spec::find(transforms(), name);
 }
 
 }  // namespace quern

@@ -354,7 +354,7 @@ TEST(Compress, RefusesBeforeAnyWork) {
       {"rotate(rht) @ q", "sites"},
       {"act(int(8))", "none is coded"},
       {"act(int(2)) | rtn(int(4))", "3..8"},
-      {"act(e5m2) | rtn(int(4))", "no quantizer 'e5m2'"},
+      {"act(e5m2) | rtn(int(4))", "no act quantizer 'e5m2'"},
       {"act(int(8)) @ embed | rtn(int(4))", "no inputs"},
       {"act(int(8)) @ q | rtn(int(4)) @ k", "none of the matrices"},
       {"rtn(int(4)) | act(int(8))", "act comes after a coding stage"},
