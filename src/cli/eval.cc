@@ -294,12 +294,22 @@ Status run_eval(EvalCommand o) {
 
 // Options that would be ignored beside others, or without them.
 void exclude_options(CLI::App& app) {
-  for (const char* other : {"--tasks", "--answers", "--samples", "--save-baseline", "--baseline",
-                            "--kl-divergence-base", "--kl-divergence"}) {
-    for (const char* table : {"--needle", "--caches"}) app.get_option(table)->excludes(other);
+  using Names = std::initializer_list<const char*>;
+  const auto exclude = [&app](Names some, Names others) {
+    for (const char* one : some) {
+      for (const char* other : others) app.get_option(one)->excludes(other);
+    }
+  };
+  exclude({"--tasks", "--samples", "--needle", "--caches"},
+          {"--save-baseline", "--baseline", "--kl-divergence-base", "--kl-divergence"});
+  exclude({"--needle", "--caches"}, {"--tasks", "--samples"});
+  exclude({"--needle", "--tasks", "--samples"}, {"--windows", "--protocol"});
+  exclude({"--tasks"}, {"--text", "--ctx", "--samples"});
+  exclude({"--samples"}, {"--ctx"});
+  exclude({"--caches"}, {"--kv"});
+  for (const char* detail : {"--answers", "--limit", "--bos"}) {
+    app.get_option(detail)->needs("--tasks");
   }
-  for (const char* other : {"--windows", "--protocol"}) app.get_option("--needle")->excludes(other);
-  app.get_option("--caches")->excludes("--kv");
   for (const char* detail : {"--needle-copies", "--needle-depths", "--needle-samples", "--seed"}) {
     app.get_option(detail)->needs("--needle");
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tables of caches as `quern eval` prints them: divergence, and what is recalled of needles.
+// Tables of caches as `quern eval` prints them: divergence, and what is recalled of needles; and
+// options that go together.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -59,23 +60,34 @@ TEST(EvalCaches, ATableIsWhatItsRowsAreAlone) {
   }
 }
 
-TEST(EvalCaches, WhatWouldBeIgnoredIsRefused) {
-  const auto refusal = [](const std::vector<std::string>& more) {
-    const test::Ran ran = eval(more);
-    EXPECT_EQ(ran.code, 2) << more[0] << " " << more.back();
-    return ran.err;
+TEST(Eval, WhatWouldBeIgnoredIsRefused) {
+  using Words = std::vector<std::string>;
+  const std::pair<Words, std::string> cases[] = {
+      {{"--needle", "8", "--windows", "2"}, "--windows"},
+      {{"--needle", "8", "--protocol", "strided"}, "--protocol"},
+      {{"--needle", "8", "--samples", "2"}, "--samples"},
+      {{"--needle", "8", "--baseline", "file"}, "--baseline"},
+      {{"--caches", "q4", "--kv", "q8"}, "--kv"},
+      {{"--caches", "q4", "--base", kTiny}, "--base"},
+      {{"--caches", "q4", "--tasks", "file"}, "--tasks"},
+      {{"--tasks", "file", "--text", "file"}, "--text"},
+      {{"--tasks", "file", "--ctx", "64"}, "--ctx"},
+      {{"--tasks", "file", "--samples", "2"}, "--samples"},
+      {{"--tasks", "file", "--save-baseline", "file"}, "--save-baseline"},
+      {{"--samples", "2", "--windows", "2"}, "--windows"},
+      {{"--samples", "2", "--kl-divergence-base", "file"}, "--kl-divergence-base"},
+      {{"--limit", "2"}, "--limit requires --tasks"},
+      {{"--answers", "file"}, "--answers requires --tasks"},
+      {{"--needle-depths", "2"}, "--needle-depths requires --needle"},
+      {{"--csv"}, "--csv is for"},
   };
-  EXPECT_NE(refusal({"--needle", "8", "--windows", "2"}).find("--windows"), std::string::npos);
-  EXPECT_NE(refusal({"--needle", "8", "--protocol", "strided"}).find("--protocol"),
-            std::string::npos);
-  EXPECT_NE(refusal({"--needle", "8", "--samples", "2"}).find("--samples"), std::string::npos);
-  EXPECT_NE(refusal({"--needle", "8", "--baseline", "file"}).find("--baseline"), std::string::npos);
-  EXPECT_NE(refusal({"--caches", "q4", "--kv", "q8"}).find("--kv"), std::string::npos);
-  EXPECT_NE(refusal({"--caches", "q4", "--base", kTiny}).find("--base"), std::string::npos);
-  EXPECT_NE(refusal({"--caches", "q4", "--tasks", "file"}).find("--tasks"), std::string::npos);
-  EXPECT_NE(refusal({"--needle-depths", "2"}).find("--needle-depths requires --needle"),
-            std::string::npos);
-  EXPECT_NE(refusal({"--csv"}).find("--csv is for"), std::string::npos);
+  for (const auto& [words, expected] : cases) {
+    Words args = {"eval", kTiny};
+    args.insert(args.end(), words.begin(), words.end());
+    const test::Ran ran = test::run_quern(args);
+    EXPECT_EQ(ran.code, 2) << words[0] << " " << words.back();
+    EXPECT_NE(ran.err.find(expected), std::string::npos) << words[0] << ": " << ran.err;
+  }
 }
 
 TEST(EvalCaches, NeedlesAreRecalledByWhatKeepsThem) {
