@@ -18,8 +18,10 @@
 #include <condition_variable>
 #include <mutex>
 #include <thread>
+#include <tuple>
 #include <vector>
 
+#include "base/affinity.h"
 #include "base/check.h"
 #include "base/checked.h"
 
@@ -46,6 +48,16 @@ class Pool {
     job_.n_threads = 0;  // what new workers may still see of it has no pieces
     next_ = std::vector<Next>(static_cast<size_t>(n_threads_));
     for (int i = 1; i < n_threads_; ++i) workers_.emplace_back([this, i] { work(i); });
+    if (is_pinned_ && !bind()) is_pinned_ = false;
+  }
+
+  Status pin(bool is_pinned) {
+    is_pinned_ = false;
+    resize(n_threads_);
+    if (!is_pinned) return {};
+    QUERN_TRY(bind());
+    is_pinned_ = true;
+    return {};
   }
 
   void run(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
@@ -142,6 +154,26 @@ class Pool {
     }
   }
 
+  // All threads, the caller's the first of them.
+  Status bind() {
+    QUERN_ASSIGN(free_cpus_, usable_cpus());
+    caller_ = pthread_self();
+    for (int i = 0; i < n_threads_; ++i) {
+      const size_t place = static_cast<size_t>(i);
+      const pthread_t thread = i == 0 ? caller_ : workers_[place - 1].native_handle();
+      QUERN_TRY(bind_thread(thread, {&free_cpus_[place % free_cpus_.size()], 1}));
+    }
+    return {};
+  }
+
+  // The caller's thread, which outlives the pool, as it was.
+  void unbind() {
+    if (!free_cpus_.empty() && pthread_equal(caller_, pthread_self()) != 0) {
+      std::ignore = bind_thread(caller_, free_cpus_);
+    }
+    free_cpus_.clear();
+  }
+
   void stop() {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -150,6 +182,7 @@ class Pool {
     wake_.notify_all();
     for (std::thread& worker : workers_) worker.join();
     workers_.clear();
+    unbind();
     is_stopping_ = false;
   }
 
@@ -164,6 +197,9 @@ class Pool {
   std::atomic<uint32_t> number_{0};  // of job_
   std::atomic<int64_t> n_done_{0};
   int n_threads_ = 0;
+  bool is_pinned_ = false;
+  std::vector<int> free_cpus_;  // of the caller before it was bound
+  pthread_t caller_{};
 };
 
 Pool& pool() {
@@ -176,6 +212,8 @@ Pool& pool() {
 void set_thread_count(int n_threads) { pool().resize(n_threads); }
 
 int thread_count() { return pool().size(); }
+
+Status pin_threads(bool is_pinned) { return pool().pin(is_pinned); }
 
 void parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
   QUERN_CHECK(grain > 0 && n / grain < (int64_t{1} << 31));

@@ -4,7 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
+#include <map>
+#include <mutex>
+#include <set>
+#include <thread>
 #include <vector>
+
+#include "base/affinity.h"
 
 namespace quern {
 namespace {
@@ -23,6 +30,41 @@ TEST(Parallel, EveryIndexIsVisitedOnceForAnyThreadCount) {
     }
   }
   set_thread_count(0);
+}
+
+// CPUs that threads of a job may run on, each thread's once.
+std::vector<std::vector<int>> cpus_of_threads() {
+  std::mutex mutex;
+  std::map<std::thread::id, std::vector<int>> of_threads;
+  parallel_for(1000, 1, [&](int64_t, int64_t) {
+    std::this_thread::sleep_for(std::chrono::microseconds(20));  // for others to take part
+    const std::lock_guard<std::mutex> lock(mutex);
+    of_threads[std::this_thread::get_id()] = usable_cpus().value();
+  });
+  std::vector<std::vector<int>> all;
+  for (const auto& [id, cpus] : of_threads) all.push_back(cpus);
+  return all;
+}
+
+TEST(Parallel, PinnedThreadsHaveACpuEach) {
+  const std::vector<int> all = usable_cpus().value();
+  set_thread_count(2);
+  ASSERT_TRUE(pin_threads(true));
+  for (const int n_threads : {2, 3, 1}) {
+    set_thread_count(n_threads);
+    EXPECT_EQ(usable_cpus().value(), std::vector<int>{all[0]});
+    const auto of_threads = cpus_of_threads();
+    EXPECT_LE(of_threads.size(), static_cast<size_t>(n_threads));
+    std::set<int> used;
+    for (const std::vector<int>& cpus : of_threads) {
+      ASSERT_EQ(cpus.size(), 1u);
+      used.insert(cpus[0]);
+    }
+    EXPECT_EQ(used.size(), std::min(of_threads.size(), all.size()));
+  }
+  ASSERT_TRUE(pin_threads(false));
+  set_thread_count(0);
+  for (const std::vector<int>& cpus : cpus_of_threads()) EXPECT_EQ(cpus, all);
 }
 
 TEST(Parallel, NestedCallsRunInPlace) {

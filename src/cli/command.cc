@@ -40,6 +40,14 @@ void add_threads(CLI::App& app) {
          "-t,--threads", [](const int& n) { set_thread_count(n); },
          "threads; 0: one per core. Results do not depend on it")
       ->check(CLI::Range(0, 1024));
+  app.add_flag_callback(
+      "--pin",
+      [] {
+        if (const Status pinned = pin_threads(true); !pinned) {
+          throw CLI::ValidationError("--pin", pinned.error().message);
+        }
+      },
+      "bind each thread to a core of its own, where nothing else wants the cores");
 }
 
 void add_activations(CLI::App& app, Activations& activations) {

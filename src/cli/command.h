@@ -36,7 +36,7 @@ Action declare_calibrate_kv(CLI::App& app);
 
 // Options that several commands share.
 void add_model(CLI::App& app, std::string& model);              // positional or -m
-void add_threads(CLI::App& app);                                // -t, applied by parsing
+void add_threads(CLI::App& app);                                // -t, --pin, applied by parsing
 void add_activations(CLI::App& app, Activations& activations);  // --activations, int8 unless given
 void add_json(CLI::App& app, bool& json);
 KvCacheRecipe usual_kv(Activations activations);  // bfloat16 beside 8-bit activations, else halves
