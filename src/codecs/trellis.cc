@@ -157,10 +157,10 @@ class TrellisCodec final : public Codec {
 
   int64_t decode_unit() const override { return 16; }  // lanes of a vector
 
-  // A line of the stream has a column of up to 256 rows, and 128 columns of them fit the cache.
+  // A line of the stream has a column of up to 256 rows, and as many columns of them stay near.
   PanelTile panel_tile(int64_t n_in) const override {
-    return {rows_ % 256 == 0 ? 256 : kHeightUnit, n_in % 128 == 0 ? 128 : 64,
-            n_in % 128 == 0 ? 128 : 64};
+    const int64_t group = n_in % 256 == 0 ? 256 : n_in % 128 == 0 ? 128 : 64;
+    return {rows_ % 256 == 0 ? 256 : kHeightUnit, group, group};
   }
 
   void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
