@@ -29,7 +29,7 @@ auto make(std::span<const Row> rows, const Call& call, std::string_view kind)
   if (row == nullptr) {
     std::vector<std::string_view> names;
     for (const Row& other : rows) names.push_back(other.name);
-    return usage_error("no {} '{}'; there are {}", kind, call.name, fmt::join(names, ", "));
+    return usage_error("no {} '{}'; expected one of {}", kind, call.name, fmt::join(names, ", "));
   }
   QUERN_ASSIGN(const Params params, Params::bind(call, row->params));
   return row->make(params);

@@ -121,7 +121,7 @@ TEST(Registry, MakesWhatACallNames) {
   EXPECT_EQ(find(all, "z"), nullptr);
   EXPECT_EQ(make(all, *parse_call("x(5)"), "number").value(), 5);
   const std::pair<const char*, const char*> cases[] = {
-      {"y", "y is broken"}, {"x(9)", "2..8"}, {"z(1)", "no number 'z'; there are x, y"}};
+      {"y", "y is broken"}, {"x(9)", "2..8"}, {"z(1)", "no number 'z'; expected one of x, y"}};
   for (const auto& [text, expected] : cases) {
     const auto made = make(all, *parse_call(text), "number");
     ASSERT_FALSE(made) << text;

@@ -231,7 +231,7 @@ TEST_F(Evictions, AStreamMayOutgrowTheContext) {
 
 TEST(Policies, WrongTextsSayWhatIsValid) {
   for (const auto& [text, mention] : std::vector<std::pair<const char*, const char*>>{
-           {"kv(evict=lru(4))", "streaming h2o snapkv keyformer"},
+           {"kv(evict=lru(4))", "streaming, h2o, snapkv, keyformer"},
            {"kv(evict=h2o)", "budget"},
            {"kv(evict=h2o(4, window=5))", "a window of 5 in a budget of 4"},
            {"kv(evict=snapkv(64, pool=4))", "odd"},

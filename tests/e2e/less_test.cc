@@ -157,7 +157,7 @@ TEST_F(Less, GoesBackToTheBeginningOnly) {
 
 TEST_F(Less, WrongTextsAndFilesSayWhatIsExpected) {
   expect_problem("kv(evict=less)", "policy");
-  expect_problem("kv(evict=less(lru(4)))", "no kv policy 'lru'; there are streaming, ");
+  expect_problem("kv(evict=less(lru(4)))", "no kv policy 'lru'; expected one of streaming, ");
   expect_problem("kv(evict=less(less(h2o(4))))", "absorbed already");
   expect_problem("kv(k=int(4), v=int(4), evict=less(h2o(4)))", "a page of codes cannot lose one");
   expect_problem("kv(k=int(4), v=int(4), rotate=true, evict=less(snapkv(40)))", "not rotated");

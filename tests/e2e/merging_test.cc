@@ -284,7 +284,7 @@ TEST_F(Merging, GoesBackToTheBeginningOnly) {
 }
 
 TEST_F(Merging, WrongTextsAndFilesSayWhatIsExpected) {
-  expect_problem("kv(merge=mean)", "the rules are dmc");
+  expect_problem("kv(merge=mean)", "expected one of dmc");
   expect_problem("kv(merge=dmc(decision=middle))", "last|first|linear");
   expect_problem("kv(merge=dmc(decision=linear, offset=3))", "offset");
   expect_problem("kv(k=int(4), v=int(4), merge=dmc)", "with codecs or a policy");
