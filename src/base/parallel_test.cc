@@ -60,7 +60,8 @@ TEST(Parallel, PinnedThreadsHaveACpuEach) {
       ASSERT_EQ(cpus.size(), 1u);
       used.insert(cpus[0]);
     }
-    EXPECT_EQ(used.size(), std::min(of_threads.size(), all.size()));
+    // With more threads than CPUs it is chance which of them get work.
+    if (static_cast<size_t>(n_threads) <= all.size()) EXPECT_EQ(used.size(), of_threads.size());
   }
   ASSERT_TRUE(pin_threads(false));
   set_thread_count(0);
