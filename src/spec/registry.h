@@ -3,10 +3,11 @@
 // Result of what its parameters say.
 #pragma once
 
+#include <fmt/ranges.h>
+
 #include <span>
 #include <string_view>
-
-#include <fmt/ranges.h>
+#include <vector>
 
 #include "spec/params.h"
 
