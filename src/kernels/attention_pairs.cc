@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/checked.h"
-#include "tensor/matrix.h"
+#include "tensor/scratch.h"
 
 namespace quern {
 namespace {
@@ -81,9 +81,7 @@ void attend_paired(const PairedSpan& span, const KernelTable& table, float* out,
   // A line more than needed, which holds a row's share: rows a power of two apart would share a
   // cache set.
   const int64_t width = blocks.count() * kKeyBlock, ld = width + 16;
-  scratch.q.resize(std::max(scratch.q.size(), static_cast<size_t>(n * d)));
-  scratch.scores.resize(std::max(scratch.scores.size(), static_cast<size_t>(n * ld)));
-  float *q = scratch.q.data(), *scores = scratch.scores.data();
+  float *q = grown(scratch.q, n * d), *scores = grown(scratch.scores, n * ld);
   table.round_bf16(span.q, n * d, q);
   PairProduct dots{q, d, 0, n, scratch.keys.data(), blocks.count(), d, kKeyBlock};
   dots.y = scores;

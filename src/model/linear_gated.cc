@@ -27,8 +27,7 @@ struct GatedCut {
   // are in a cache.
   void piece(const Int8Rows& x, int64_t first, int64_t n_rows, MatrixView<float> y) const {
     thread_local AlignedVector<float> part;
-    part.resize(std::max(part.size(), static_cast<size_t>(x.n * n_rows)));
-    const MatrixView<float> u{part.data(), x.n, n_rows};
+    const MatrixView<float> u{grown(part, x.n * n_rows), x.n, n_rows};
     for (const Int8Cut* one : {&gate, &up}) {
       const MatrixView<float> to = one == &gate ? y : u;
       int8_piece(*one, x, first, n_rows, to);
@@ -68,8 +67,7 @@ void round_middle(const GatedCut& gated, const RoundedRows& x, int64_t width,
     const int64_t rows = std::min(height, n - row), cols = std::min(width, d_middle - first);
     const int64_t stride = width + kLineFloats;  // neighbours in different sets of a cache
     thread_local AlignedVector<float> floats;
-    floats.resize(std::max(floats.size(), static_cast<size_t>(rows * stride)));
-    const MatrixView<float> values{floats.data(), rows, cols, stride};
+    const MatrixView<float> values{grown(floats, rows * stride), rows, cols, stride};
     for (int64_t c = 0; c < cols; c += gated.gate.rows) {
       const int64_t part = std::min(gated.gate.rows, cols - c);
       gated.piece(x.view(row, rows), first + c, part, values.col_range(c, part));

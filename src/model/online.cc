@@ -6,7 +6,7 @@
 #include "base/check.h"
 #include "base/checked.h"
 #include "base/parallel.h"
-#include "tensor/matrix.h"
+#include "tensor/scratch.h"
 
 namespace quern {
 namespace {
@@ -85,8 +85,7 @@ void for_rows_behind(const OnlineChain& online, MatrixView<const float> x,
       online, x,
       [&](int64_t begin, int64_t end) {
         thread_local AlignedVector<float> rows;
-        rows.resize(std::max(rows.size(), static_cast<size_t>((end - begin) * x.cols)));
-        return rows.data();
+        return grown(rows, (end - begin) * x.cols);
       },
       [&](int64_t begin, int64_t end, const float* rows) {
         for (int64_t i = begin; i < end; ++i) body(i, rows + (i - begin) * x.cols);

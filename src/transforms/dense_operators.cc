@@ -12,6 +12,7 @@
 #include "base/random.h"
 #include "kernels/kernels.h"
 #include "linalg/decompose.h"
+#include "tensor/scratch.h"
 #include "transforms/operator.h"
 #include "transforms/operator_data.h"
 
@@ -106,12 +107,12 @@ class Blocks final : public Operator {
   static constexpr int64_t kRows = 32;
   void multiply(const float* a, float* x, int64_t count) const {
     const int64_t n_rows = count / size();
-    thread_local AlignedVector<float> from;
-    from.resize(std::max(from.size(), static_cast<size_t>(std::min(kRows, n_rows) * size())));
+    thread_local AlignedVector<float> memory;
+    float* from = grown(memory, std::min(kRows, n_rows) * size());
     for (int64_t first = 0; first < n_rows; first += kRows) {
       const int64_t n = std::min(kRows, n_rows - first) * size();
-      std::copy_n(x + first * size(), n, from.data());
-      multiply(a, from.data(), n, x + first * size());
+      std::copy_n(x + first * size(), n, from);
+      multiply(a, from, n, x + first * size());
     }
   }
   void multiply(const float* a, const float* x, int64_t count, float* y) const {
