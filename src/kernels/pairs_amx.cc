@@ -76,10 +76,10 @@ void add_terms(const PackedRows& rows, int64_t first, const uint16_t* v, int64_t
   for (int64_t t = 0; t < n_terms; t += kPairGroup, v += kPairGroup * n) {
     _tile_loadd(4, low + t, rows.stride);
     _tile_loadd(6, v, n * 4);
-    _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, v + 2 * kTile, n * 4);
-    _tile_dpbf16ps(1, 4, 7);
     _tile_loadd(5, high + t, rows.stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }

@@ -198,6 +198,10 @@ class Adder {
 // The dots of a group of two panels and 32 rows, of kSteps steps. Those of the group before leave
 // meanwhile, some behind every product: all of them behind the last product would leave the tiles
 // idle, since the window in which a processor looks for work holds less than a group.
+//
+// All loads of a step come before its products: a core at half its speed (likely its other thread
+// is taken) does not overlap the two, and each change from one to the other costs time, a sixth of
+// all with loads in between. Weights pass the first cache by (stream), so that rows and sums stay.
 template <int kSteps>
 void multiply_four(const Shape& shape, const int8_t* rows, const uint8_t* const (&weights)[2],
                    Leaving& leaving) {
@@ -214,13 +218,13 @@ void multiply_four(const Shape& shape, const int8_t* rows, const uint8_t* const 
   for (int s = 0; s < kSteps; ++s) {
     const int64_t j = s * shape.step;
     _tile_loadd(4, rows + j, shape.stride);
-    _tile_loadd(6, weights[0] + j * kPanelRows, 64);
+    _tile_stream_loadd(6, weights[0] + j * kPanelRows, 64);
+    _tile_stream_loadd(7, weights[1] + j * kPanelRows, 64);
+    _tile_loadd(5, rows + kTile * shape.stride + j, shape.stride);
     _tile_dpbsud(0, 4, 6);
     add_some(4 * s);
-    _tile_loadd(7, weights[1] + j * kPanelRows, 64);
     _tile_dpbsud(1, 4, 7);
     add_some(4 * s + 1);
-    _tile_loadd(5, rows + kTile * shape.stride + j, shape.stride);
     _tile_dpbsud(2, 5, 6);
     add_some(4 * s + 2);
     _tile_dpbsud(3, 5, 7);

@@ -78,6 +78,7 @@ inline void multiply_bf16(int sum, int a, int b) {
 #undef _tile_release
 #undef _tile_zero
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbssd
 #undef _tile_dpbsud
@@ -86,6 +87,7 @@ inline void multiply_bf16(int sum, int a, int b) {
 #define _tile_release quern::emulated::release
 #define _tile_zero quern::emulated::zero
 #define _tile_loadd quern::emulated::load
+#define _tile_stream_loadd quern::emulated::load
 #define _tile_stored quern::emulated::store
 #define _tile_dpbssd quern::emulated::multiply<int8_t>
 #define _tile_dpbsud quern::emulated::multiply<uint8_t>
