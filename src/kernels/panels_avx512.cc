@@ -51,34 +51,56 @@ void quantize_groups(const float* x, int64_t k, int64_t group, int8_t* levels, f
   }
 }
 
+// In each lane the largest magnitude of those of a whole group, a multiple of 16 columns.
+inline __m512i largest_of(const float* x, int64_t group) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i largest = _mm512_setzero_si512();
+  for (int64_t j = 0; j < group; j += 16) {
+    const __m512i bits = _mm512_castps_si512(_mm512_loadu_ps(x + j));
+    largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, magnitude));
+  }
+  return largest;
+}
+
+// Writes the levels of a whole group, a multiple of 64 columns; their sum over all lanes.
+inline __m512i write_levels(const float* x, int64_t group, float to_levels, int8_t* levels) {
+  const __m512 factor = _mm512_set1_ps(to_levels);
+  const auto levels_of = [&](int64_t j) {
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + j), factor));
+  };
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t j = 0; j < group; j += 64) {
+    __m512i bytes = _mm512_setzero_si512();
+    if (to_levels != 0) {
+      bytes = pack_bytes(levels_of(j), levels_of(j + 16), levels_of(j + 32), levels_of(j + 48));
+    }
+    sum = add_bytes(sum, bytes);
+    _mm512_storeu_si512(levels + j, bytes);
+  }
+  return sum;
+}
+
 // n <= 16 whole groups, of a multiple of 64 columns each.
 void quantize_whole_groups(const float* x, int n, int64_t group, int8_t* levels, float* scales,
                            int32_t* offsets) {
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  constexpr int kFewGroups = 2;  // that cost less one by one
+  if (n <= kFewGroups) {
+    for (int g = 0; g < n; ++g) {
+      const float* first = x + g * group;
+      const GroupRounding rounding(_mm512_reduce_max_epu32(largest_of(first, group)));
+      const __m512i sum = write_levels(first, group, rounding.to_levels, levels + g * group);
+      scales[g] = rounding.scale;
+      offsets[g] = -kPanelZero * _mm512_reduce_add_epi32(sum);
+    }
+    return;
+  }
   __m512i each[16] = {};
   alignas(64) float to_levels[16];
-  for (int g = 0; g < n; ++g) {
-    for (int64_t j = g * group; j < (g + 1) * group; j += 16) {
-      const __m512i bits = _mm512_castps_si512(_mm512_loadu_ps(x + j));
-      each[g] = _mm512_max_epu32(each[g], _mm512_and_si512(bits, magnitude));
-    }
-  }
+  for (int g = 0; g < n; ++g) each[g] = largest_of(x + g * group, group);
   const GroupRoundings roundings(largest_of_each(each));
   _mm512_store_ps(to_levels, roundings.to_levels);
   for (int g = 0; g < n; ++g) {
-    const __m512 factor = _mm512_set1_ps(to_levels[g]);
-    const auto levels_of = [&](int64_t j) {
-      return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + j), factor));
-    };
-    each[g] = _mm512_setzero_si512();
-    for (int64_t j = g * group; j < (g + 1) * group; j += 64, levels += 64) {
-      __m512i bytes = _mm512_setzero_si512();
-      if (to_levels[g] != 0) {
-        bytes = pack_bytes(levels_of(j), levels_of(j + 16), levels_of(j + 32), levels_of(j + 48));
-      }
-      each[g] = add_bytes(each[g], bytes);
-      _mm512_storeu_si512(levels, bytes);
-    }
+    each[g] = write_levels(x + g * group, group, to_levels[g], levels + g * group);
   }
   const __m512i offset = _mm512_mullo_epi32(sum_of_each(each), _mm512_set1_epi32(-kPanelZero));
   _mm512_mask_storeu_ps(scales, first_lanes(n), roundings.scales);
