@@ -48,6 +48,7 @@ Result<SampleResult> compare_samples(const Model& model, const Model& base,
     const double share = static_cast<double>(i) / static_cast<double>(options.n_samples);
     if (!options.proceed(share)) return cancelled();
     Sample sample;
+    sample.prompt.reserve(static_cast<size_t>(options.n_prompt) + 1);
     if (model.desc().bos >= 0) sample.prompt.push_back(model.desc().bos);
     const auto first = static_cast<int64_t>(share * static_cast<double>(total - options.n_prompt));
     const auto prompt =
