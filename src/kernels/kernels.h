@@ -143,6 +143,9 @@ struct KernelTable {
 
   // Rows against blocks of bfloat16 (see kernels/pair_product.h).
   void (*pair_product)(const PairProduct& product);
+  // Rows w[n, k] to one such block [k' / 2, n, 2], each number as round_bf16 gives it and zeros
+  // behind the k, whose k' is the next multiple of 32. One row stays in order.
+  void (*pack_pairs)(const float* w, int64_t ld_w, int64_t n, int64_t k, uint16_t* block);
 
   // n rows of a, rounded to meet a block; and their product, added to y (see
   // kernels/level_block.h). What rounds them reads of the block all but its levels, in kDown scales

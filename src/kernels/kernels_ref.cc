@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/float_types.h"
+#include "kernels/pack_pairs.h"
 #include "kernels/tables.h"
 #include "kernels/vec_math.h"
 
@@ -78,6 +79,10 @@ void round_bf16_ref(const float* x, int64_t n, float* y) {
     const Lane high = Lane::max({-kMostBf16}, {x[i]});
     y[i] = vec_math::round_bf16(Lane::min({kMostBf16}, high)).v;
   }
+}
+
+void pack_pairs_ref(const float* w, int64_t ld_w, int64_t n, int64_t k, uint16_t* block) {
+  pack_pairs_by<Lane>(round_bf16_ref, w, ld_w, n, k, block);
 }
 
 float dot_ref(const float* a, const float* b, int64_t k) {
@@ -322,6 +327,7 @@ void fill_ref(KernelTable& table) {
   table.f16_to_float = f16_to_float_ref;
   table.float_to_f16 = float_to_f16_ref;
   table.round_bf16 = round_bf16_ref;
+  table.pack_pairs = pack_pairs_ref;
   table.dot = dot_ref;
   table.dot_tile = dot_tile_ref;
   table.axpy_rows = axpy_rows_ref;

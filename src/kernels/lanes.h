@@ -14,6 +14,7 @@
 #include "kernels/lanes_blocks.h"
 #include "kernels/lanes_hadamard.h"
 #include "kernels/lanes_pairs.h"
+#include "kernels/pack_pairs.h"
 #include "kernels/tables.h"
 #include "kernels/vec_math.h"
 
@@ -80,6 +81,10 @@ struct RowKernels {
       const V high = V::max(V::set(-kMostBf16), at(x));
       at.store(vec_math::round_bf16(V::min(V::set(kMostBf16), high)), y);
     });
+  }
+
+  static void pack_pairs(const float* w, int64_t ld_w, int64_t n, int64_t k, uint16_t* block) {
+    pack_pairs_by<V>(round_bf16, w, ld_w, n, k, block);
   }
 
   static float dot(const float* a, const float* b, int64_t k) {
@@ -284,6 +289,7 @@ struct RowKernels {
     table.exp_rows = exp_rows;
     table.round_bf16 = round_bf16;
     table.pair_product = PairKernels<V>::pair_product;
+    table.pack_pairs = pack_pairs;
     table.log_sum_exp = log_sum_exp;
     table.max = max;
     table.rope = rope;

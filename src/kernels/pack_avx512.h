@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// 64 integers of 32 bits as bytes, and sums of bytes: what all roundings to levels end with.
+// What roundings end with: 64 integers of 32 bits as bytes, and sums of bytes; floats as bfloat16.
 #pragma once
+
+#include <array>
+#include <cstdint>
 
 #include "kernels/intrinsics.h"
 
@@ -21,6 +24,16 @@ inline __m512i pack_bytes(__m512i a, __m512i b, __m512i c, __m512i d) {
 inline __m512i pack_unsigned_bytes(__m512i a, __m512i b, __m512i c, __m512i d) {
   const __m512i low = _mm512_packs_epi32(a, b), high = _mm512_packs_epi32(c, d);
   return in_order_of_packed(_mm512_packus_epi16(low, high));
+}
+
+// The upper halves of the 32 lanes of `low` and `high`, in order: bfloat16 of such floats.
+inline __m512i upper_halves(__m512i low, __m512i high) {
+  alignas(64) static constexpr auto kUpper = [] {
+    std::array<uint16_t, 32> places{};
+    for (uint16_t i = 0; i < 32; ++i) places[i] = static_cast<uint16_t>(2 * i + 1);
+    return places;
+  }();
+  return _mm512_permutex2var_epi16(low, _mm512_load_si512(kUpper.data()), high);
 }
 
 // sums += in each lane four of the signed bytes.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of rows with blocks of bfloat16 in pairs, as the tiles of AMX take them: how queries
-// meet keys, and weights of attention values, where a cache keeps bfloat16.
+// meet keys, and weights of attention values, where a cache keeps bfloat16; and how the inputs of a
+// layer meet its weights where both are rounded to it.
 //
 //   y[i, j] <- sum_p a[i, p] v[p, j]
 //
@@ -37,6 +38,7 @@ struct PairProduct {
   int64_t n_blocks = 0, n_v = 0, n = 0;
   float* y = nullptr;
   int64_t ld_y = 0, step_y = 0;
+  const uint16_t* packed_a = nullptr;  // a as bfloat16 in place of floats; n_v a multiple of 32
 };
 
 }  // namespace quern

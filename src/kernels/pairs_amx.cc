@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows against blocks of bfloat16 by AMX: 32 terms of 16 columns of a block are a tile as they lie.
-// Rows become bfloat16 once, 32 of them, and then meet two tiles of columns at a time, four
-// products for four loads.
+// Rows become bfloat16 once, 32 of them, unless they are, and then meet two tiles of columns at a
+// time, four products for four loads.
 #include <algorithm>
-#include <array>
 
 #include "kernels/intrinsics.h"
+#include "kernels/pack_avx512.h"
 #include "kernels/tables.h"
 #include "tensor/matrix.h"
 
@@ -33,15 +33,9 @@ static_assert(sizeof(PairTileConfig) == 64);
 
 // n floats that are bfloat16, n a multiple of 32.
 void to_bf16(const float* x, int64_t n, uint16_t* y) {
-  alignas(64) static constexpr auto kUpper = [] {
-    std::array<uint16_t, 32> places{};
-    for (uint16_t i = 0; i < 32; ++i) places[i] = static_cast<uint16_t>(2 * i + 1);
-    return places;
-  }();
-  const __m512i upper = _mm512_load_si512(kUpper.data());
   for (int64_t i = 0; i < n; i += 32) {
     const __m512i low = _mm512_loadu_si512(x + i), high = _mm512_loadu_si512(x + i + 16);
-    _mm512_storeu_si512(y + i, _mm512_permutex2var_epi16(low, upper, high));
+    _mm512_storeu_si512(y + i, upper_halves(low, high));
   }
 }
 
@@ -51,15 +45,23 @@ struct PackedRows {
   int64_t stride;  // bytes
 
   PackedRows(const PairProduct& p, int64_t i) {
+    if (p.packed_a != nullptr && i + kRows <= p.n_rows) {
+      data = p.packed_a + i * p.ld_a;
+      stride = p.ld_a * 2;
+      return;
+    }
     const int64_t n = p.step_a == 0 ? p.n_v : p.n_blocks * p.n_v;
     const int64_t ld = n + 32;  // rows a power of two apart would share a cache set
     thread_local AlignedVector<uint16_t> rows;
     rows.resize(std::max(rows.size(), static_cast<size_t>(kRows * ld)));
     for (int64_t r = 0; r < kRows; ++r) {
-      if (i + r < p.n_rows) {
-        to_bf16(p.a + (i + r) * p.ld_a, n, rows.data() + r * ld);
+      uint16_t* to = rows.data() + r * ld;
+      if (i + r >= p.n_rows) {
+        std::fill_n(to, n, uint16_t{0});
+      } else if (p.packed_a != nullptr) {
+        std::copy_n(p.packed_a + (i + r) * p.ld_a, n, to);
       } else {
-        std::fill_n(rows.data() + r * ld, n, uint16_t{0});
+        to_bf16(p.a + (i + r) * p.ld_a, n, to);
       }
     }
     data = rows.data();

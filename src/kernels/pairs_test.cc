@@ -28,6 +28,7 @@ std::vector<KernelTable> fast_tables() {
 struct Problem {
   PairProduct product;
   std::vector<float> a;
+  std::vector<uint16_t> packed_a;
   std::vector<std::vector<uint16_t>> blocks;
   std::vector<const uint16_t*> at;
 
@@ -67,6 +68,52 @@ struct Problem {
     return {y.data(), y.data() + y.size()};
   }
 };
+
+TEST(PairProduct, RowsMayBePacked) {
+  std::vector<KernelTable> tables = fast_tables();
+  tables.push_back(kernels(Isa::kRef));
+  uint64_t seed = 500;
+  for (const bool is_sum : {false, true}) {
+    for (const int64_t n_rows : {1, 3, 12, 32, 45}) {
+      for (const int64_t n : {16, 24, 32, 96}) {
+        Problem problem(n_rows, 2, 96, n, is_sum, ++seed);
+        const std::vector<float> want = problem.run(kernels(Isa::kRef));
+        for (const float x : problem.a) problem.packed_a.push_back(float_to_bf16(x));
+        problem.product.packed_a = problem.packed_a.data();
+        problem.product.a = nullptr;
+        for (const KernelTable& table : tables) {
+          ASSERT_EQ(problem.run(table), want) << n_rows << " x " << n;
+        }
+      }
+    }
+  }
+}
+
+TEST(PackPairs, PutsEveryRoundedNumberInItsPlaceAndZerosBehind) {
+  std::vector<KernelTable> tables = fast_tables();
+  tables.push_back(kernels(Isa::kRef));
+  for (const int64_t n : {1, 2, 15, 16, 17, 32, 40}) {
+    for (const int64_t k : {1, 31, 32, 33, 64, 100}) {
+      const int64_t ld = k + 3, n_terms = (k + 31) / 32 * 32;
+      Guarded<float> w(n * ld, 1);
+      testing::fill(w.data(), w.size(), testing::Fill::kGaussian, 7);
+      w[0] = 1e-30f;
+      for (const KernelTable& table : tables) {
+        Guarded<uint16_t> block(n * n_terms, 2);
+        std::fill_n(block.data(), block.size(), uint16_t{0x1234});
+        table.pack_pairs(w.data(), ld, n, k, block.data());
+        for (int64_t j = 0; j < n; ++j) {
+          for (int64_t p = 0; p < n_terms; ++p) {
+            float value = 0;
+            if (p < k) kernels(Isa::kRef).round_bf16(w.data() + j * ld + p, 1, &value);
+            ASSERT_EQ(bf16_to_float(block[pair_place(n, p, j)]), value) << n << " x " << k;
+          }
+        }
+        EXPECT_TRUE(block.guards_hold());
+      }
+    }
+  }
+}
 
 TEST(PairProduct, IsaAndTilesGiveTheBitsOfTheReference) {
   const std::vector<KernelTable> tables = fast_tables();

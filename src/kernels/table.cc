@@ -31,6 +31,7 @@ KernelTable make_table(Isa isa) {
     fill_levels_avx512(table);
     fill_level_block_avx512(table);
     fill_level_rows_avx512(table);
+    fill_pairs_avx512(table);
   }
   if (isa == Isa::kAmx) {
     fill_panels_amx(table);

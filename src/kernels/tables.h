@@ -26,6 +26,7 @@ void fill_panels_avx512(KernelTable& table);
 void fill_levels_avx512(KernelTable& table);
 void fill_level_block_avx512(KernelTable& table);
 void fill_level_rows_avx512(KernelTable& table);
+void fill_pairs_avx512(KernelTable& table);
 void fill_panels_amx(KernelTable& table);  // over those of AVX-512
 void fill_pairs_amx(KernelTable& table);   // likewise
 
