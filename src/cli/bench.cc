@@ -85,7 +85,7 @@ Json to_json(const Roofline& roofline) {
 std::string activations_text(const BenchOptions& o, const Model& model) {
   const std::string acts = act_names(model);
   if (!acts.empty()) return acts;
-  return o.synthetic.activations == Activations::kInt8 ? "int8" : "exact";
+  return std::string(activations_name(o.synthetic.activations));
 }
 
 Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed) {
@@ -125,13 +125,16 @@ Json to_json(const BenchOptions& o, const Model& model, const SpeedResult& speed
 // The limit over a prompt: that of the instructions which multiply most of the weights. Coded ones
 // may be multiplied as integers, dense ones never are.
 std::string prompt_peak(const Model& model) {
-  double integers = 0, floats = 0;
+  double integers = 0, pairs = 0, floats = 0;
   model.for_each_linear([&](const LinearWeight& weight) {
-    (weight.is_int8() ? integers : floats) += static_cast<double>(weight.n_out * weight.n_in);
+    (weight.is_int8()   ? integers
+     : weight.is_bf16() ? pairs
+                        : floats) += static_cast<double>(weight.n_out * weight.n_in);
   });
-  const bool is_int8 = integers > floats;
+  const bool is_int8 = integers > pairs + floats;
   if (is_int8 && best_isa() == Isa::kAmx) return "int8_amx";
   if (is_int8 && best_isa() == Isa::kAvx512) return "int8_vnni";
+  if (pairs > floats && best_isa() == Isa::kAmx) return "bf16_amx";
   return fmt::format("fp32_{}", isa_name(kernels().isa));
 }
 

@@ -262,7 +262,9 @@ void write_commands(const CompareOptions& o, const std::string& recipe, Compared
     words.insert(words.end(), {"--windows", number(o.eval.max_windows)});
   }
   if (!o.eval.kv.is_plain()) words.insert(words.end(), {"--kv", o.eval.kv.text});
-  if (o.activations == Activations::kExact) words.insert(words.end(), {"--activations", "exact"});
+  if (o.activations != Activations::kInt8) {
+    words.insert(words.end(), {"--activations", std::string(activations_name(o.activations))});
+  }
   row.eval_command = shell_words(words);
   if (row.recipe == "original") return;
   words = {"quern", "compress", o.model, "-o", "OUT", "--recipe", recipe};
@@ -304,7 +306,7 @@ Comparison describe(const CompareOptions& o, const Model& base, std::span<const 
       {"protocol", protocol_name(o.eval.protocol)},
       {"ctx", o.eval.n_ctx},
       {"kv", o.eval.kv.text},
-      {"activations", o.activations == Activations::kExact ? "exact" : "int8"}};
+      {"activations", activations_name(o.activations)}};
   return comparison;
 }
 

@@ -67,7 +67,7 @@ void online_backward(const Chain& chain, MatrixView<float> d) {
 }
 
 bool rounds_inputs(const LinearWeight& weight) {
-  return weight.rounding != nullptr || weight.is_int8();
+  return weight.rounding != nullptr || weight.is_int8() || weight.is_bf16();
 }
 
 }  // namespace

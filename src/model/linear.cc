@@ -67,6 +67,7 @@ bool round_once(std::span<const Product> products) {
   return std::all_of(products.begin(), products.end(), [&](const Product& product) {
     const LinearWeight& weight = *product.weight;
     if (!round_alike(weight, first)) return false;
+    if (weight.is_bf16()) return first.is_bf16();
     if (!weight.is_int8()) return is_rounded_to_floats(weight) && is_rounded_to_floats(first);
     return first.is_int8() &&
            weight.codec->panel_tile(weight.n_in).group == first.codec->panel_tile(first.n_in).group;
@@ -76,6 +77,7 @@ bool round_once(std::span<const Product> products) {
 }  // namespace
 
 size_t LinearWeight::n_bytes() const {
+  if (pairs != nullptr) return static_cast<size_t>(n_out * padded_terms(n_in) * 2);
   if (codec == nullptr) return static_cast<size_t>(n_out * n_in * dtype_bits(dtype) / 8);
   const auto planes = codec->planes(n_out, n_in);
   size_t total = 0;
@@ -126,6 +128,7 @@ void decode_rows(const LinearWeight& weight, int64_t row, int64_t n_rows, float*
     weight.codec->decode(weight.codes, row, n_rows, dst);
     return;
   }
+  if (weight.pairs != nullptr) return unpack_rows(weight, row, n_rows, dst);
   const int64_t n = n_rows * weight.n_in;
   const std::byte* src = weight.dense + row * weight.n_in * dtype_bits(weight.dtype) / 8;
   if (weight.dtype == DType::kBF16) {
@@ -193,13 +196,15 @@ void linear(std::span<const Product> products, MatrixView<const float> x,
   }
   std::vector<Piece> pieces;
   std::vector<Int8Cut> cuts;
-  std::vector<const Product*> of_values;
+  std::vector<const Product*> of_values, of_pairs;
   for (const Product& product : products) {
     const LinearWeight& weight = *product.weight;
     QUERN_DCHECK(x.cols == weight.n_in && product.y.cols == weight.n_out &&
                  x.rows == product.y.rows);
     if (weight.is_int8()) {
       cuts.emplace_back(product, x.rows);
+    } else if (weight.is_bf16()) {
+      of_pairs.push_back(&product);
     } else if (is_rounded_to_floats(weight)) {
       of_values.push_back(&product);
     } else {
@@ -210,6 +215,7 @@ void linear(std::span<const Product> products, MatrixView<const float> x,
     linear_piece(*piece.product->weight, x, piece.first, piece.n_rows,
                  piece.product->y.col_range(piece.first, piece.n_rows));
   });
+  linear_of_pairs(of_pairs, x, online);
   linear_of_values(std::move(of_values), x, online);
   linear_of_levels(std::move(cuts), x, online);
 }

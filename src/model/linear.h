@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "activations/act_quantizer.h"
@@ -17,16 +18,23 @@
 
 namespace quern {
 
-// How a coded weight meets its input: in float, to the bit, or both rounded to 8 bits in groups
-// (see kernels/panels.h), which is several times faster. Dense weights are always used in float.
-// Where the model itself says how inputs are rounded, that is done instead.
-enum class Activations : uint8_t { kExact, kInt8 };
+// How a weight meets its input. kExact: in float, to the bit. kBf16: both rounded to bfloat16 (see
+// kernels/pair_product.h), which is several times faster over a prompt where the processor has
+// tiles. kInt8: a coded weight and its input rounded to 8 bits in groups (see kernels/panels.h),
+// several times faster everywhere; a dense one in float. Where the model itself says how inputs are
+// rounded, that is done instead.
+enum class Activations : uint8_t { kExact, kBf16, kInt8 };
+inline constexpr std::string_view kActivationsNames[] = {"exact", "bf16", "int8"};
+inline constexpr std::string_view activations_name(Activations activations) {
+  return kActivationsNames[static_cast<size_t>(activations)];
+}
 
 // Views: the bytes belong to a checkpoint, or to `owner`.
 struct LinearWeight {
   int64_t n_out = 0, n_in = 0;
   DType dtype = DType::kF32;         // of `dense`: F32, F16, BF16
-  const std::byte* dense = nullptr;  // [n_out, n_in]; null when coded
+  const std::byte* dense = nullptr;  // [n_out, n_in]; null when coded or in pairs
+  const uint16_t* pairs = nullptr;   // in place of `dense`: see in_runtime_form
   const Decoder* codec = nullptr;    // null when dense
   CodesView codes;
   Activations activations = Activations::kExact;
@@ -41,13 +49,15 @@ struct LinearWeight {
     return rounding != nullptr ? rounding->act->form() == ActForm::kLevels
                                : activations == Activations::kInt8;
   }
+  // Whether both are rounded to bfloat16.
+  bool is_bf16() const { return rounding == nullptr && activations == Activations::kBf16; }
   // Bytes read to use the weight once.
   size_t n_bytes() const;
 };
 
 // y[n, n_out] = x[n, n_in] W^T + bias. Every entry has the bits of one 16-lane dot over the decoded
-// row, or of the integer product over its panel, so neither the batch nor the number of threads
-// matters.
+// row, or of its sum of pairs, or of the integer product over its panel, so neither the batch nor
+// the number of threads matters.
 void linear(const LinearWeight& weight, MatrixView<const float> x, MatrixView<float> y,
             const OnlineChain& online = {});
 
@@ -74,6 +84,9 @@ void linear_mlp(const LinearWeight& gate, const LinearWeight& up, const LinearWe
 // A coded weight in its codec's runtime form, if there is one, else as it is. `codec` must be that
 // of weight.codes. Where many rows are read for every token.
 LinearWeight in_runtime_form(LinearWeight weight, const Codec& codec);
+// A dense weight that meets its inputs as bfloat16 as the pairs of that product; any other as it
+// is. Likewise.
+LinearWeight in_runtime_form(LinearWeight dense);
 
 // Whether the rounding of a weight's inputs, if it has one, fits its form.
 Status check_rounding(const LinearWeight& weight);

@@ -16,13 +16,6 @@ constexpr int64_t kLevelsForFew = 16 << 10;
 constexpr int64_t kLevelsForMany = 1 << 20;
 constexpr int64_t kRowsForMany = 128;  // all of them meet a block of activations while it is near
 
-// A stride for rows of n bytes so that neighbours lie in different sets of a cache: an odd number
-// of lines.
-int64_t spread(int64_t n) {
-  constexpr int64_t kLine = 64;
-  return (ceil_div(n, kLine) | 1) * kLine;
-}
-
 }  // namespace
 
 RoundedRows::RoundedRows(int64_t n, int64_t cols, int64_t group, Use use)

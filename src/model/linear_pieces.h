@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "activations/act_quantizer.h"
+#include "base/checked.h"
 #include "base/parallel.h"
+#include "kernels/pair_product.h"
 #include "kernels/panels.h"
 #include "model/linear.h"
 
@@ -65,6 +67,23 @@ struct Int8Cut {
 // Rows [first, first + n_rows) of a product against x, to y[x.n, n_rows], without the bias.
 void int8_piece(const Int8Cut& cut, const Int8Rows& x, int64_t first, int64_t n_rows,
                 MatrixView<float> y);
+
+// Terms of a sum of pairs of n columns, and of each row of pairs: zeros are the last.
+inline int64_t padded_terms(int64_t n) { return round_up(n, kPairGroup); }
+
+// Rows [row, row + n_rows) of a weight in pairs: dst[n_rows, n_in].
+void unpack_rows(const LinearWeight& weight, int64_t row, int64_t n_rows, float* dst);
+
+// Products of weights that meet x, behind its online operators, as bfloat16.
+void linear_of_pairs(const std::vector<const Product*>& products, MatrixView<const float> x,
+                     const OnlineChain& online);
+
+// A stride for rows of n bytes so that neighbours lie in different sets of a cache: an odd number
+// of lines.
+inline int64_t spread(int64_t n) {
+  constexpr int64_t kLine = 64;
+  return (ceil_div(n, kLine) | 1) * kLine;
+}
 
 // y += biases [first, first + y.cols).
 void add_bias(const LinearWeight& weight, int64_t first, MatrixView<float> y);

@@ -29,6 +29,7 @@ Result<std::unique_ptr<ModelFiles>> ModelFiles::open(const std::string& path,
 
 Result<LinearWeight> ModelFiles::linear(const WeightId& id) const {
   LinearWeight weight;
+  weight.activations = activations_;
   const Shape shape = store_->shape(id);
   weight.n_out = shape[0];
   weight.n_in = shape[1];
@@ -39,7 +40,6 @@ Result<LinearWeight> ModelFiles::linear(const WeightId& id) const {
   if (const PackedTensor* coded = store_->coded(id)) {
     QUERN_ASSIGN(weight.codes, find_codes(store_->checkpoint(), store_->stored_name(id), *coded));
     weight.codec = coded->codec.get();
-    weight.activations = activations_;
     QUERN_ASSIGN(weight.rounding,
                  find_rounding(store_->checkpoint(), store_->stored_name(id), *coded));
     weight = in_runtime_form(std::move(weight), *coded->codec);
@@ -56,11 +56,24 @@ Result<LinearWeight> ModelFiles::linear(const WeightId& id) const {
     if (tensor->dtype != DType::kF32 || is_aligned) {
       weight.dtype = tensor->dtype;
       weight.dense = tensor->bytes;
-      return weight;
+      return multiplied(std::move(weight), id);
     }
   }
   QUERN_ASSIGN(Matrix<float> values, store_->load(id));
-  return dense_weight(std::move(values), std::move(weight.bias));
+  LinearWeight owned = dense_weight(std::move(values), std::move(weight.bias));
+  owned.activations = activations_;
+  return multiplied(std::move(owned), id);
+}
+
+// A dense weight as it is multiplied; of an embedding rows are read.
+LinearWeight ModelFiles::multiplied(LinearWeight dense, const WeightId& id) const {
+  if (id.role == Role::kEmbed || id.role == Role::kPosEmbed) return dense;
+  // Which experts a token meets is no matter of rounding.
+  if (id.role == Role::kRouter) dense.activations = Activations::kExact;
+  dense = in_runtime_form(std::move(dense));
+  const TensorInfo* tensor = store_->direct(id);
+  if (dense.pairs != nullptr && tensor != nullptr) store_->checkpoint().release(*tensor);
+  return dense;
 }
 
 Result<NormWeight> ModelFiles::norm(const WeightId& id, const NormDesc& desc) const {
@@ -122,7 +135,7 @@ Result<EndWeights> ModelFiles::ends() const {
     QUERN_ASSIGN(ends.head, linear(head));
     return ends;
   }
-  ends.head = ends.embed;
+  ends.head = in_runtime_form(ends.embed);
   if (store_->exists(head, Part::kBias)) {
     QUERN_ASSIGN(const Matrix<float> bias, store_->load(head, Part::kBias));
     ends.head.bias.assign(bias.data(), bias.data() + bias.cols());

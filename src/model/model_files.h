@@ -59,6 +59,8 @@ class ModelFiles {
  private:
   ModelFiles() = default;
   std::unique_ptr<WeightStore> store_;
+  LinearWeight multiplied(LinearWeight dense, const WeightId& id) const;
+
   Activations activations_ = Activations::kExact;
 };
 

@@ -25,8 +25,9 @@ constexpr double kTolerance = 1e-4;
 
 const std::string kTiny = QUERN_SOURCE_DIR "/models/tiny";
 
-std::unique_ptr<Model> open_model(const std::string& path) {
-  auto model = Model::open(path);
+std::unique_ptr<Model> open_model(const std::string& path,
+                                  Activations activations = Activations::kExact) {
+  auto model = Model::open(path, activations);
   EXPECT_TRUE(model.has_value()) << (model ? "" : model.error().message);
   return model ? *std::move(model) : nullptr;
 }
@@ -114,31 +115,53 @@ TEST(Model, HalfCachesStayClose) {
   }
 }
 
+void expect_bits_of_any_cut(const std::string& name, Activations activations, DType dtype) {
+  const auto model = open_model(fixture_path(name), activations);
+  const std::vector<Token> ids = golden_ids(fixture_path(name));
+  set_thread_count(1);
+  const Matrix<float> whole = hidden_of(*model, ids, ids.size(), dtype);
+  const Matrix<float> logits = logits_of(*model, whole);
+  for (const int n_threads : {1, 2, 3}) {
+    set_thread_count(n_threads);
+    for (const size_t chunk : {size_t{1}, size_t{5}, ids.size()}) {
+      const Matrix<float> hidden = hidden_of(*model, ids, chunk, dtype);
+      EXPECT_TRUE(same_bits(hidden, whole))
+          << name << " " << dtype_name(dtype) << " threads " << n_threads << " chunk " << chunk;
+    }
+    EXPECT_TRUE(same_bits(logits_of(*model, whole), logits)) << name;
+  }
+  for (int64_t i = 0; i < whole.rows(); ++i) {
+    Matrix<float> one(1, whole.cols());
+    std::copy_n(whole.row(i), whole.cols(), one.data());
+    EXPECT_TRUE(row_is(logits_of(*model, one), 0, logits, i)) << name << " row " << i;
+  }
+}
+
 TEST(Model, BitsDoNotDependOnThreadsOrChunks) {
   for (const std::string& name : fixture_names()) {
-    const auto model = open_model(fixture_path(name));
-    const std::vector<Token> ids = golden_ids(fixture_path(name));
-    for (const DType dtype : {DType::kF32, DType::kF16}) {
-      set_thread_count(1);
-      const Matrix<float> whole = hidden_of(*model, ids, ids.size(), dtype);
-      const Matrix<float> logits = logits_of(*model, whole);
-      for (const int n_threads : {1, 2, 3}) {
-        set_thread_count(n_threads);
-        for (const size_t chunk : {size_t{1}, size_t{5}, ids.size()}) {
-          const Matrix<float> hidden = hidden_of(*model, ids, chunk, dtype);
-          EXPECT_TRUE(same_bits(hidden, whole))
-              << name << " " << dtype_name(dtype) << " threads " << n_threads << " chunk " << chunk;
-        }
-        EXPECT_TRUE(same_bits(logits_of(*model, whole), logits)) << name;
-      }
-      for (int64_t i = 0; i < whole.rows(); ++i) {
-        Matrix<float> one(1, whole.cols());
-        std::copy_n(whole.row(i), whole.cols(), one.data());
-        EXPECT_TRUE(row_is(logits_of(*model, one), 0, logits, i)) << name << " row " << i;
-      }
-    }
+    expect_bits_of_any_cut(name, Activations::kExact, DType::kF32);
+    expect_bits_of_any_cut(name, Activations::kExact, DType::kF16);
+    expect_bits_of_any_cut(name, Activations::kBf16, DType::kF32);
   }
   set_thread_count(0);
+}
+
+// Rounding to 8 significant bits moves logits, and not far.
+TEST(Model, Bf16IsNearTheExactModel) {
+  for (const std::string& name : fixture_names()) {
+    const std::vector<Token> ids = golden_ids(fixture_path(name));
+    const auto exact = open_model(fixture_path(name));
+    const auto bf16 = open_model(fixture_path(name), Activations::kBf16);
+    const Matrix<float> a = logits_of(*exact, hidden_of(*exact, ids, ids.size()));
+    const Matrix<float> b = logits_of(*bf16, hidden_of(*bf16, ids, ids.size()));
+    double distance = 0, size = 0;
+    for (int64_t i = 0; i < a.rows() * a.cols(); ++i) {
+      distance += std::pow(double(a.data()[i]) - double(b.data()[i]), 2);
+      size += std::pow(double(a.data()[i]), 2);
+    }
+    EXPECT_GT(distance, 0) << name;
+    EXPECT_LT(distance, 0.02 * 0.02 * size) << name << " " << std::sqrt(distance / size);
+  }
 }
 
 // Sequences of different lengths step together as each would alone.

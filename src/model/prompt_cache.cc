@@ -10,7 +10,7 @@ namespace {
 // the model, how its weights meet their inputs, and the angles where they depend on the room.
 std::string maker(const Model& model, const KvCache& cache) {
   std::string text = model.files().digest();
-  text += model.files().activations() == Activations::kInt8 ? " int8" : " exact";
+  text += fmt::format(" {}", activations_name(model.files().activations()));
   for (const LayerDesc& layer : model.desc().layers) {
     const RopeDesc& rope = layer.attention.rope;
     if (rope.inv_freq_long.empty() || cache.capacity() <= rope.original_context) continue;

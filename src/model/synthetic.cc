@@ -211,11 +211,13 @@ Result<std::unique_ptr<Model>> synthetic_model(std::string_view shape,
       if (has_weight(parts.desc, id, Part::kBias)) {
         weight->bias.assign(static_cast<size_t>(size[0]), 0.0f);
       }
-      weight_at(parts, id) = *std::move(weight);
+      // Rows of an embedding are read, and a tied one is multiplied too.
+      const bool is_read = id.role == Role::kEmbed || id.role == Role::kPosEmbed;
+      weight_at(parts, id) = is_read ? *std::move(weight) : in_runtime_form(*std::move(weight));
     }
   });
   for (const Status& status : done) QUERN_TRY(status);
-  if (parts.desc.tied_head) parts.ends.head = parts.ends.embed;
+  if (parts.desc.tied_head) parts.ends.head = in_runtime_form(parts.ends.embed);
   QUERN_TRY(check_basis(options.basis, parts.desc));
   set_online_ends(options.basis, parts.ends);
   for (size_t i = 0; i < parts.layers.size(); ++i) {

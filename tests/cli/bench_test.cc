@@ -42,6 +42,7 @@ TEST(CliBench, TheUsualCacheFollowsTheActivations) {
   };
   EXPECT_EQ(kv({}), "bf16");
   EXPECT_EQ(kv({"--activations", "exact"}), "f16");
+  EXPECT_EQ(kv({"--activations", "bf16"}), "bf16");
   EXPECT_EQ(kv({"--activations", "exact", "--kv", "bf16"}), "bf16");
   EXPECT_EQ(kv({"--kv", "f32"}), "f32");
 }

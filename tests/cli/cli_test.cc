@@ -116,6 +116,18 @@ TEST(Cli, EvalPrintsItsKeys) {
   EXPECT_NE(plain.out.find("252 tokens"), std::string::npos) << plain.out;
 }
 
+TEST(Cli, EvalInBf16IsNearTheOriginal) {
+  const ScratchFolder scratch;
+  const std::string text = scratch / "text";
+  ASSERT_TRUE(write_file_atomically(text, words()));
+  const Ran ran = run_quern({"eval", kTiny, "--text", text, "--base", kTiny, "--ctx", "64",
+                             "--windows", "4", "--json", "--activations", "bf16", "--kv", "f16"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const Json json = Json::parse(ran.out);
+  EXPECT_GT(json["kl_mean"], 0);
+  EXPECT_LT(json["kl_mean"], 0.001);
+}
+
 TEST(Cli, CompressRefusesWhatMissesItsBound) {
   const ScratchFolder scratch;
   const std::string out = scratch / "out";
