@@ -4,12 +4,11 @@
 // rows beside each other, so that a multishift brings each byte of a panel its index, of six bits.
 #include "codecs/byte_table_avx512.h"
 #include "codecs/e8p_panels.h"
+#include "codecs/fetch_ahead.h"
 #include "codecs/panel_bytes_avx512.h"
 
 namespace quern {
 namespace {
-
-constexpr int64_t kAhead = 6144;  // of the lines in use: the panels of a piece follow each other
 
 // Where the index of each byte of a panel begins in a 64-bit lane, for the block b % 2.
 constexpr PanelBytes shifts_of(int b) {
@@ -63,9 +62,7 @@ void write_lines(const E8pLines& lines, uint8_t* panel) {
   const int64_t n_lines = e8p_n_lines(lines.kind), second = e8p_second_line(lines.kind);
   const uint8_t* codes = lines.codes;
   for (int64_t i = 0; i < lines.n; ++i, codes += n_lines * kE8pLine) {
-    for (int64_t k = 0; k < n_lines; ++k) {
-      _mm_prefetch(codes + kAhead + k * kE8pLine, _MM_HINT_T0);
-    }
+    for (int64_t k = 0; k < n_lines; ++k) fetch_ahead(codes + kFetchAhead + k * kE8pLine);
     const Stage::Words of_point = point.words(codes, codes + kE8pLine);
     Stage::Words of_residual;
     if constexpr (kHasResidual) {

@@ -2,13 +2,11 @@
 // A line of codes becomes a line of levels for each code in a byte: shift, look up, store. Bits
 // above a code are those of its neighbours; the table is repeated, so that they do not matter.
 #include "codecs/byte_table_avx512.h"
+#include "codecs/fetch_ahead.h"
 #include "codecs/interleaved.h"
 
 namespace quern {
 namespace {
-
-// Ahead of the line in use: the panels of a piece follow each other.
-constexpr int64_t kAhead = 6144;
 
 // The zeros of 16 rows, each in the four bytes of its row.
 inline __m512i spread_zeros(const uint8_t* zeros) {
@@ -33,14 +31,14 @@ void write_levels(const InterleavedPanel& panel, const Table& table, int64_t n_q
   const auto quad = [&](int k, int64_t q) {
     if (k % kLowLine == 0) {
       low_line = _mm512_loadu_si512(low);
-      _mm_prefetch(low + kAhead, _MM_HINT_T0);
+      fetch_ahead(low + kFetchAhead);
       low += 64;
     }
     __m512i code = _mm512_srli_epi16(low_line, static_cast<unsigned>(k % kLowLine * kLow));
     if constexpr (kHigh > 0) {
       if (k % kHighLine == 0) {
         high_line = _mm512_loadu_si512(high);
-        _mm_prefetch(high + kAhead, _MM_HINT_T0);
+        fetch_ahead(high + kFetchAhead);
         high += 64;
       }
       const int shift = k % kHighLine * kHigh - kLow;

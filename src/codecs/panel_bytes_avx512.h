@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "codecs/fetch_ahead.h"
 #include "kernels/intrinsics.h"
 #include "kernels/panels.h"
 
@@ -13,7 +14,7 @@ namespace quern {
 // Asks for the bytes below `bytes` in the next panel: sixteen rows are too many streams, and each
 // too short, for the processor to see where they go. They may lie past the end.
 inline void prefetch_next_panel(const uint8_t* bytes, int64_t stride) {
-  _mm_prefetch(bytes + kPanelRows * stride, _MM_HINT_T0);
+  fetch_ahead(bytes + kPanelRows * stride);
 }
 
 struct alignas(64) PanelBytes {

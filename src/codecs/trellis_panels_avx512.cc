@@ -9,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "codecs/fetch_ahead.h"
 #include "codecs/trellis.h"
 #include "kernels/intrinsics.h"
 #include "kernels/panels.h"
@@ -213,7 +214,7 @@ class Decoder {
       // The next window is where the stream goes on.
       const uint8_t* next = strip_.words + begin + column + kAhead * column_bytes;
       for (int64_t k = 0; k < used; k += 64, next += 64) {
-        for (int64_t i = 0; i < 4; ++i) _mm_prefetch(next + i * column_bytes, _MM_HINT_T0);
+        for (int64_t i = 0; i < 4; ++i) fetch_ahead(next + i * column_bytes);
       }
       const bool is_whole_words = is_even || window_.col % 4 == 0;
       if (!is_whole_words || column + begin < 0 || column + end > n_bytes) {
