@@ -4,8 +4,8 @@
 // rows beside each other, so that a multishift brings each byte of a panel its index, of six bits.
 #include "codecs/byte_table_avx512.h"
 #include "codecs/e8p_panels.h"
-#include "codecs/fetch_ahead.h"
 #include "codecs/panel_bytes_avx512.h"
+#include "kernels/fetch_ahead.h"
 
 namespace quern {
 namespace {

@@ -2,8 +2,8 @@
 // A line of codes becomes a line of levels for each code in a byte: shift, look up, store. Bits
 // above a code are those of its neighbours; the table is repeated, so that they do not matter.
 #include "codecs/byte_table_avx512.h"
-#include "codecs/fetch_ahead.h"
 #include "codecs/interleaved.h"
+#include "kernels/fetch_ahead.h"
 
 namespace quern {
 namespace {

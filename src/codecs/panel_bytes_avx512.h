@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "codecs/fetch_ahead.h"
+#include "kernels/fetch_ahead.h"
 #include "kernels/intrinsics.h"
 #include "kernels/panels.h"
 

@@ -9,8 +9,8 @@
 #include <cstring>
 #include <vector>
 
-#include "codecs/fetch_ahead.h"
 #include "codecs/trellis.h"
+#include "kernels/fetch_ahead.h"
 #include "kernels/intrinsics.h"
 #include "kernels/panels.h"
 

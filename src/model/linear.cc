@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/checked.h"
+#include "kernels/fetch_ahead.h"
 #include "kernels/kernels.h"
 #include "model/linear_pieces.h"
 #include "tensor/scratch.h"
@@ -74,6 +75,17 @@ bool round_once(std::span<const Product> products) {
   });
 }
 
+// A few lines at a time, so that those ahead are asked for at the pace they are read.
+template <class Convert>
+void halves_to_float(const Convert& convert, const std::byte* src, int64_t n, float* dst) {
+  constexpr int64_t kStep = 256, kLine = 64;
+  for (int64_t i = 0; i < n; i += kStep) {
+    const std::byte* from = src + 2 * i;
+    for (int64_t b = 0; b < 2 * kStep; b += kLine) fetch_ahead(from + kFetchAhead + b);
+    convert(from, std::min(kStep, n - i), dst + i);
+  }
+}
+
 }  // namespace
 
 size_t LinearWeight::n_bytes() const {
@@ -132,9 +144,9 @@ void decode_rows(const LinearWeight& weight, int64_t row, int64_t n_rows, float*
   const int64_t n = n_rows * weight.n_in;
   const std::byte* src = weight.dense + row * weight.n_in * dtype_bits(weight.dtype) / 8;
   if (weight.dtype == DType::kBF16) {
-    kernels().bf16_to_float(src, n, dst);
+    halves_to_float(kernels().bf16_to_float, src, n, dst);
   } else if (weight.dtype == DType::kF16) {
-    kernels().f16_to_float(src, n, dst);
+    halves_to_float(kernels().f16_to_float, src, n, dst);
   } else {
     convert_to_float(weight.dtype, src, n, dst);
   }
