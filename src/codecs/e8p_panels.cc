@@ -157,7 +157,10 @@ class E8pPanelDecoder final : public Decoder {
 
   void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
                      int64_t n_cols, const MutablePanels& out) const override {
-    const auto write = kernels().isa == Isa::kAvx512 ? e8p_lines_avx512 : e8p_lines_ref;
+    const Isa isa = kernels().isa;
+    const auto write = isa == Isa::kAvx512 ? e8p_lines_avx512
+                       : isa == Isa::kAvx2 ? e8p_lines_avx2
+                                           : e8p_lines_ref;
     const int64_t group = panel_group_of(codes.n_in, codes.n_in);
     const E8pPanelTables* residual = kind_ == E8pResidual::kNone ? nullptr : &residual_;
     for (int64_t p = 0; p < ceil_div(n_rows, kPanelRows); ++p) {

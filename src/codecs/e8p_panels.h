@@ -41,6 +41,7 @@ struct E8pLines {
   int64_t n;
 };
 void e8p_lines_ref(const E8pLines& lines, uint8_t* panel);
+void e8p_lines_avx2(const E8pLines& lines, uint8_t* panel);
 void e8p_lines_avx512(const E8pLines& lines, uint8_t* panel);  // needs VBMI
 
 constexpr int64_t kE8pLine = 64;

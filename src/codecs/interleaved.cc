@@ -39,7 +39,10 @@ class InterleavedDecoder final : public Decoder {
         unit_(source.unit),
         values_(source.values) {
     const unsigned mask = (1u << bits_) - 1;
-    for (unsigned i = 0; i < 256; ++i) levels_[i] = source.levels[i & mask];
+    for (unsigned i = 0; i < 256; ++i) {
+      levels_[i] = source.levels[i & mask];
+      is_level_ = is_level_ && levels_[i] == i;
+    }
   }
 
   std::string spec() const override { return spec_; }
@@ -121,7 +124,8 @@ class InterleavedDecoder final : public Decoder {
             levels_.data(),
             widths_.low,
             widths_.high,
-            group_ < codes.n_in ? group_ : kWholeRow};
+            group_ < codes.n_in ? group_ : kWholeRow,
+            is_level_};
   }
 
   static unsigned field_at(const uint8_t* plane, int width, int64_t r, int64_t j) {
@@ -163,6 +167,7 @@ class InterleavedDecoder final : public Decoder {
   DType scale_type_;
   float unit_;
   std::array<float, 256> values_;
+  bool is_level_ = true;
   alignas(64) std::array<uint8_t, 256> levels_{};
 };
 

@@ -58,7 +58,8 @@ struct InterleavedPanel {
   const uint8_t* zeros = nullptr;   // [groups, 16] from the first column's group on; null: none
   const uint8_t* levels = nullptr;  // [256], repeated above the codes
   int low_bits = 0, high_bits = 0;
-  int64_t group = 0;  // columns of a zero, a multiple of 16
+  int64_t group = 0;      // columns of a zero, a multiple of 16
+  bool is_level = false;  // code c of 8 bits has level c
 };
 // Levels of n_quads quads of columns, a multiple of 4.
 void interleaved_levels_ref(const InterleavedPanel& panel, int64_t n_quads, uint8_t* levels);

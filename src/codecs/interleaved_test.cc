@@ -29,8 +29,9 @@ TEST(Interleaved, FastOnesHaveTheBytesOfTheReference) {
       const auto high = bytes_of(round_up<int64_t>(n_quads, 16) * 8 * high_bits);
       auto levels = bytes_of(256);
       const unsigned mask = (1u << (low_bits + high_bits)) - 1;
+      const bool is_level = low_bits == 8 && n_quads == 12;
       for (unsigned i = 0; i < 256; ++i) {
-        levels[i] = low_bits == 8 && n_quads == 12 ? static_cast<uint8_t>(i) : levels[i & mask];
+        levels[i] = is_level ? static_cast<uint8_t>(i) : levels[i & mask];
       }
       for (const int64_t group : {0, 16, 48, 64, 1 << 20}) {
         const auto zeros = bytes_of(group == 0 ? 0 : ceil_div(4 * n_quads, group) * kPanelRows);
@@ -40,7 +41,8 @@ TEST(Interleaved, FastOnesHaveTheBytesOfTheReference) {
                                      levels.data(),
                                      low_bits,
                                      high_bits,
-                                     group};
+                                     group,
+                                     is_level};
         std::vector<uint8_t> want(static_cast<size_t>(64 * n_quads)), got(want);
         interleaved_levels_ref(panel, n_quads, want.data());
         for (const auto& [isa, write] : {std::pair{Isa::kAvx2, &interleaved_levels_avx2},

@@ -165,11 +165,12 @@ class TrellisCodec final : public Codec {
 
   void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
                      int64_t n_cols, const MutablePanels& out) const override {
-    const bool is_avx512 = kernels().isa == Isa::kAvx512;
-    const auto levels_of =
-        is_avx512 && n_cols % 4 == 0 ? trellis_levels_avx512 : trellis_levels_ref;
-    (is_avx512 ? trellis_scales_avx512 : scales_ref)(base_of(codes), codes.planes[1] + row, n_rows,
-                                                     out.scales, out.scales_stride);
+    const Isa isa = n_cols % 4 == 0 ? kernels().isa : Isa::kRef;
+    const auto levels_of = isa == Isa::kAvx512 ? trellis_levels_avx512
+                           : isa == Isa::kAvx2 ? trellis_levels_avx2
+                                               : trellis_levels_ref;
+    (kernels().isa == Isa::kAvx512 ? trellis_scales_avx512 : scales_ref)(
+        base_of(codes), codes.planes[1] + row, n_rows, out.scales, out.scales_stride);
     const int64_t group = panel_tile(codes.n_in).group, n_groups = ceil_div(n_cols, group);
     for (int64_t p = 0; n_groups > 1 && p * kPanelRows < n_rows; ++p) {
       float* scales = out.scales + p * out.scales_stride;

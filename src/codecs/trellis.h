@@ -43,7 +43,9 @@ struct TrellisWindow {
 };
 void trellis_levels_ref(const TrellisCode& code, const TrellisStrip& strip,
                         const TrellisWindow& window, uint8_t* levels, int64_t stride);
-// Needs AVX-512 VBMI and n_cols a multiple of 4.
+// These need n_cols a multiple of 4, the second AVX-512 VBMI.
+void trellis_levels_avx2(const TrellisCode& code, const TrellisStrip& strip,
+                         const TrellisWindow& window, uint8_t* levels, int64_t stride);
 void trellis_levels_avx512(const TrellisCode& code, const TrellisStrip& strip,
                            const TrellisWindow& window, uint8_t* levels, int64_t stride);
 

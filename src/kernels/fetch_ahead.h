@@ -12,8 +12,6 @@ inline constexpr int64_t kFetchAhead = 6144;
 
 // Into the second cache: it waits for more lines at once than the first, whose few places such
 // requests would hold for as long as memory takes. `bytes` may lie past their end.
-inline void fetch_ahead(const void* bytes) {
-  __builtin_prefetch(bytes, 0, 2);
-}
+inline void fetch_ahead(const void* bytes) { __builtin_prefetch(bytes, 0, 2); }
 
 }  // namespace quern
