@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "kernels/kernels.h"
+#include "kernels/tiles_check.h"
 
 namespace quern {
 
@@ -61,7 +62,7 @@ bool host_has(Isa isa) {
              __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
              __builtin_cpu_supports("avx512vnni");
     case Isa::kAmx: {
-      static const bool is_granted = host_has(Isa::kAvx512) && has_amx();
+      static const bool is_granted = host_has(Isa::kAvx512) && has_amx() && tiles_are_right();
       return is_granted;
     }
   }

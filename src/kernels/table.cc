@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <cstdio>
 
 #include "kernels/tables.h"
+#include "kernels/tiles_check.h"
 
 namespace quern {
 namespace {
@@ -41,6 +43,12 @@ KernelTable make_table(Isa isa) {
 }
 
 }  // namespace
+
+bool tiles_are_right() {
+  const bool is_right = multiplies_alike(make_table(Isa::kAmx), make_table(Isa::kRef));
+  if (!is_right) std::fprintf(stderr, "quern: AMX multiplies wrong on this machine; not used\n");
+  return is_right;
+}
 
 const KernelTable& kernels(Isa isa) {
   static const KernelTable ref = make_table(Isa::kRef);
