@@ -128,6 +128,13 @@ class Decoder {
   // rounded; codecs whose values are small integers times a scale have them exactly, and faster.
   virtual void decode_panels(const CodesView& codes, int64_t row, int64_t n_rows, int64_t col,
                              int64_t n_cols, const MutablePanels& out) const;
+  // y[n_rows]: those rows, cut at multiples of the tile's, against one row of activations, to the
+  // bits of panel_dot over what decode_panels writes. False, and nothing done, where a codec has no
+  // way that spares the levels their way through memory.
+  virtual bool dot_panels(const CodesView& /*codes*/, int64_t /*row*/, int64_t /*n_rows*/,
+                          const Int8Rows& /*x*/, float* /*y*/) const {
+    return false;
+  }
 };
 
 struct RuntimeForm;

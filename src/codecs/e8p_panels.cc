@@ -162,18 +162,27 @@ class E8pPanelDecoder final : public Decoder {
                        : isa == Isa::kAvx2 ? e8p_lines_avx2
                                            : e8p_lines_ref;
     const int64_t group = panel_group_of(codes.n_in, codes.n_in);
-    const E8pPanelTables* residual = kind_ == E8pResidual::kNone ? nullptr : &residual_;
     for (int64_t p = 0; p < ceil_div(n_rows, kPanelRows); ++p) {
       const int64_t panel = row / kPanelRows + p;
-      write({&point_, residual, kind_, line(codes, panel, col / kLineCols),
-             ceil_div(n_cols, kLineCols)},
-            out.levels + p * out.levels_stride);
+      write(lines(codes, panel, col, n_cols), out.levels + p * out.levels_stride);
       float scales[kPanelRows];
-      kernels().f16_to_float(codes.planes[1] + 2 * panel * kPanelRows, kPanelRows, scales);
-      kernels().scale(0.25f / static_cast<float>(unit_), kPanelRows, scales);
+      load_scales(codes, panel, scales);
       float* to = out.scales + p * out.scales_stride;
       for (int64_t j = 0; j < n_cols; j += group) to = std::copy_n(scales, kPanelRows, to);
     }
+  }
+
+  bool dot_panels(const CodesView& codes, int64_t row, int64_t n_rows, const Int8Rows& x,
+                  float* y) const override {
+    if (kernels().isa != Isa::kAvx512 || (x.n_groups > 1 && x.group % kLineCols != 0)) return false;
+    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
+      const int64_t panel = (row + r) / kPanelRows;
+      float scales[kPanelRows], sums[kPanelRows];
+      load_scales(codes, panel, scales);
+      e8p_dot_avx512(lines(codes, panel, 0, codes.n_in), x, scales, sums);
+      std::copy_n(sums, std::min(kPanelRows, n_rows - r), y + r);
+    }
+    return true;
   }
 
   void write_row(const CodesView& from, int64_t row, const MutableCodes& to) const {
@@ -199,6 +208,15 @@ class E8pPanelDecoder final : public Decoder {
     const int64_t place = panel * ceil_div(codes.n_in, kLineCols) + i;
     return reinterpret_cast<const uint8_t*>(codes.planes[0]) +
            place * e8p_n_lines(kind_) * kE8pLine;
+  }
+  E8pLines lines(const CodesView& codes, int64_t panel, int64_t col, int64_t n_cols) const {
+    const E8pPanelTables* residual = kind_ == E8pResidual::kNone ? nullptr : &residual_;
+    return {&point_, residual, kind_, line(codes, panel, col / kLineCols),
+            ceil_div(n_cols, kLineCols)};
+  }
+  void load_scales(const CodesView& codes, int64_t panel, float* scales) const {
+    kernels().f16_to_float(codes.planes[1] + 2 * panel * kPanelRows, kPanelRows, scales);
+    kernels().scale(0.25f / static_cast<float>(unit_), kPanelRows, scales);
   }
   // A code has the signs in its first byte and the row in its second.
   void put_code(const uint8_t* code, uint8_t* at) const {

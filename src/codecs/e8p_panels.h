@@ -44,6 +44,11 @@ void e8p_lines_ref(const E8pLines& lines, uint8_t* panel);
 void e8p_lines_avx2(const E8pLines& lines, uint8_t* panel);
 void e8p_lines_avx512(const E8pLines& lines, uint8_t* panel);  // needs VBMI
 
+// A whole panel against one row of activations, whose groups are multiples of 32 columns or one:
+// y[16] to the bit as panel_dot has it (kernels/panels.h) of those levels and of scales[16] in
+// every group. Needs VBMI.
+void e8p_dot_avx512(const E8pLines& lines, const Int8Rows& x, const float* scales, float* y);
+
 constexpr int64_t kE8pLine = 64;
 // Lines of 32 columns, and which of them has the second byte of a block of the residual.
 constexpr int64_t e8p_n_lines(E8pResidual kind) { return 2 + static_cast<int64_t>(kind); }

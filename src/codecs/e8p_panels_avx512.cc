@@ -2,9 +2,12 @@
 // Two lines of codes are eight lines of levels. Lookups in four tables of 256 bytes and blends of
 // nibbles make the bytes x of four blocks (e8p_panels.h); an unpack puts those of two blocks of two
 // rows beside each other, so that a multishift brings each byte of a panel its index, of six bits.
+#include <algorithm>
+
 #include "codecs/byte_table_avx512.h"
 #include "codecs/e8p_panels.h"
 #include "codecs/panel_bytes_avx512.h"
+#include "codecs/panel_dots_avx512.h"
 #include "kernels/fetch_ahead.h"
 
 namespace quern {
@@ -56,33 +59,79 @@ class Stage {
   __m512i levels_[2];
 };
 
+// The levels of a panel, line after line.
 template <bool kHasResidual>
-void write_lines(const E8pLines& lines, uint8_t* panel) {
-  const Stage point(*lines.point), residual(kHasResidual ? *lines.residual : *lines.point);
-  const int64_t n_lines = e8p_n_lines(lines.kind), second = e8p_second_line(lines.kind);
-  const uint8_t* codes = lines.codes;
-  for (int64_t i = 0; i < lines.n; ++i, codes += n_lines * kE8pLine) {
-    for (int64_t k = 0; k < n_lines; ++k) fetch_ahead(codes + kFetchAhead + k * kE8pLine);
-    const Stage::Words of_point = point.words(codes, codes + kE8pLine);
-    Stage::Words of_residual;
-    if constexpr (kHasResidual) {
-      of_residual = residual.words(codes + 2 * kE8pLine, codes + second * kE8pLine);
-    }
-#pragma GCC unroll 8
-    for (int k = 0; k < 8; ++k, panel += 64) {
-      __m512i levels = point.levels(of_point, k / 2, k % 2);
+class LevelStream {
+ public:
+  explicit LevelStream(const E8pLines& lines)
+      : point_(*lines.point),
+        residual_(kHasResidual ? *lines.residual : *lines.point),
+        n_lines_(e8p_n_lines(lines.kind)),
+        second_(e8p_second_line(lines.kind)),
+        codes_(lines.codes) {}
+
+  // Calls use(levels, quad) for those of the next n times 32 columns.
+  template <class Use>
+  [[gnu::always_inline]] void next(int64_t n, const Use& use) {
+    for (int64_t i = 0; i < n; ++i, codes_ += n_lines_ * kE8pLine) {
+      for (int64_t k = 0; k < n_lines_; ++k) fetch_ahead(codes_ + kFetchAhead + k * kE8pLine);
+      const Stage::Words of_point = point_.words(codes_, codes_ + kE8pLine);
+      Stage::Words of_residual;
       if constexpr (kHasResidual) {
-        levels = _mm512_add_epi8(levels, residual.levels(of_residual, k / 2, k % 2));
+        of_residual = residual_.words(codes_ + 2 * kE8pLine, codes_ + second_ * kE8pLine);
       }
-      _mm512_storeu_si512(panel, levels);
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k) {
+        __m512i levels = point_.levels(of_point, k / 2, k % 2);
+        if constexpr (kHasResidual) {
+          levels = _mm512_add_epi8(levels, residual_.levels(of_residual, k / 2, k % 2));
+        }
+        use(levels, 8 * i + k);
+      }
     }
   }
+
+ private:
+  Stage point_, residual_;
+  int64_t n_lines_, second_;
+  const uint8_t* codes_;
+};
+
+template <bool kHasResidual>
+void write_lines(const E8pLines& lines, uint8_t* panel) {
+  LevelStream<kHasResidual> stream(lines);
+  stream.next(lines.n,
+              [&](__m512i levels, int64_t q) { _mm512_storeu_si512(panel + 64 * q, levels); });
+}
+
+template <bool kHasResidual>
+void dot_lines(const E8pLines& lines, const Int8Rows& x, const float* scales, float* y) {
+  LevelStream<kHasResidual> stream(lines);
+  const int64_t group_lines = x.group / 32;
+  const Lanes scale_w = Lanes::load(scales);
+  Lanes sum = Lanes::set(0);
+  for (int64_t g = 0, i = 0; g < x.n_groups; ++g, i += group_lines) {
+    const int8_t* columns = x.levels + g * x.group;
+    PanelDots dots[2];  // in turn: each waits for its last
+    stream.next(std::min(group_lines, lines.n - i), [&](__m512i levels, int64_t q) {
+      dots[q % 2].add_levels(levels, columns + 4 * q);
+    });
+    dots[0].add(dots[1]);
+    const Lanes scale = Lanes::mul(scale_w, Lanes::set(x.scales[g]));
+    sum = Lanes::fma(dots[0].sums(x.offsets[g]), scale, sum);
+  }
+  sum.store(y);
 }
 
 }  // namespace
 
 void e8p_lines_avx512(const E8pLines& lines, uint8_t* panel) {
   lines.residual != nullptr ? write_lines<true>(lines, panel) : write_lines<false>(lines, panel);
+}
+
+void e8p_dot_avx512(const E8pLines& lines, const Int8Rows& x, const float* scales, float* y) {
+  const auto dot = lines.residual != nullptr ? dot_lines<true> : dot_lines<false>;
+  dot(lines, x, scales, y);
 }
 
 }  // namespace quern

@@ -102,6 +102,25 @@ class InterleavedDecoder final : public Decoder {
     }
   }
 
+  bool dot_panels(const CodesView& codes, int64_t row, int64_t n_rows, const Int8Rows& x,
+                  float* y) const override {
+    const Isa isa = kernels().isa;
+    if (isa == Isa::kRef || (x.n_groups > 1 && x.group % 32 != 0)) return false;
+    const auto dot = isa == Isa::kAvx512 ? interleaved_dot_avx512 : interleaved_dot_avx2;
+    const int64_t groups = ceil_div(codes.n_in, group_);
+    const bool has_halves = scale_type_ == DType::kF16;
+    for (int64_t r = 0; r < n_rows; r += kPanelRows) {
+      const int64_t panel = (row + r) / kPanelRows, place = panel * groups * kPanelRows;
+      prefetch_scales(codes, place + groups * kPanelRows, groups * kPanelRows);
+      float sums[kPanelRows];
+      dot({panel_at(codes, panel, 0), codes.planes[1] + place * (has_halves ? 2 : 4), has_halves,
+           unit_, group_, x, round_up<int64_t>(codes.n_in, 16) / 4},
+          sums);
+      std::copy_n(sums, std::min(kPanelRows, n_rows - r), y + r);
+    }
+    return true;
+  }
+
   void write_panel(const InterleavedSource& source, int64_t panel, const MutableCodes& codes) const;
 
  private:

@@ -67,4 +67,18 @@ void interleaved_levels_avx2(const InterleavedPanel& panel, int64_t n_quads, uin
 // Needs AVX-512 VBMI.
 void interleaved_levels_avx512(const InterleavedPanel& panel, int64_t n_quads, uint8_t* levels);
 
+// A whole panel and one row of activations.
+struct InterleavedProduct {
+  InterleavedPanel panel;
+  const std::byte* scales = nullptr;  // [ceil(columns / scale_group)][16], of halves or floats
+  bool has_halves = false;
+  float unit = 1;  // of the scales
+  int64_t scale_group = 0;
+  Int8Rows x;  // of groups that are multiples of 32 columns and part scale_group, or one group
+  int64_t n_quads = 0;
+};
+// y[16] to the bit as panel_dot has it of those levels (kernels/panels.h).
+void interleaved_dot_avx2(const InterleavedProduct& product, float* y);
+void interleaved_dot_avx512(const InterleavedProduct& product, float* y);
+
 }  // namespace quern

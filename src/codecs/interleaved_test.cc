@@ -57,6 +57,55 @@ TEST(Interleaved, FastOnesHaveTheBytesOfTheReference) {
   }
 }
 
+// Whole codecs, since a product has everything in it; widths that end within lines and groups.
+TEST(PanelProducts, ThatSpareTheLevelsMemoryHaveTheBitsOfThoseThatDoNot) {
+  constexpr int64_t kRows = 40;
+  int n_spared = 0;
+  for (const char* text :
+       {"int(2)", "int(3)", "int(3, group=64)", "int(4, group=32)", "int(5)", "int(6)", "int(8)",
+        "int(4, group=64, sym=false)", "table(nf, 4)", "float(e4m3)", "ternary(64)", "binary",
+        "pvq(2)", "e8p", "e8p(3)", "e8p(4)"}) {
+    for (const int64_t n_in : {64, 192, 320, 1024, 2080}) {
+      const auto made = make_codec(text);
+      ASSERT_TRUE(made) << text;
+      const CodedMatrix codes = code_matrix(**made, gaussian_matrix(kRows, n_in, 1));
+      const auto form = (*made)->runtime_form(codes.view(), Reading::kPanels);
+      if (form == nullptr) continue;
+      const CodesView view = form->codes.view();
+      const PanelTile tile = form->decoder->panel_tile(n_in);
+      const int64_t n_groups = ceil_div(n_in, tile.group), cols = n_groups * tile.group;
+      Random random(2);
+      std::vector<int8_t> x(static_cast<size_t>(cols));
+      std::vector<float> x_scales;
+      std::vector<int32_t> offsets;
+      for (int64_t g = 0; g < n_groups; ++g) {
+        int32_t sum = 0;
+        for (int64_t j = g * tile.group; j < std::min(n_in, (g + 1) * tile.group); ++j) {
+          x[static_cast<size_t>(j)] =
+              static_cast<int8_t>(static_cast<int>(random.below(255)) - 127);
+          sum += x[static_cast<size_t>(j)];
+        }
+        x_scales.push_back(static_cast<float>(random.uniform()));
+        offsets.push_back(-static_cast<int32_t>(kPanelZero) * sum);
+      }
+      const Int8Rows rows{x.data(), x_scales.data(), offsets.data(), 1, n_groups, tile.group, cols};
+      std::vector<float> got(kRows, -1), want(kRows);
+      if (!form->decoder->dot_panels(view, 0, kRows, rows, got.data())) continue;
+      ++n_spared;
+      const int64_t padded = round_up(kRows, tile.rows);
+      AlignedVector<uint8_t> levels(static_cast<size_t>(padded * cols));
+      AlignedVector<float> scales(static_cast<size_t>(padded * n_groups));
+      const int64_t stride = cols * kPanelRows, scales_stride = n_groups * kPanelRows;
+      form->decoder->decode_panels(view, 0, kRows, 0, n_in,
+                                   {levels.data(), scales.data(), stride, scales_stride});
+      kernels().panel_dot({levels.data(), scales.data(), stride, scales_stride, kRows, 0, n_groups},
+                          rows, want.data(), kRows);
+      EXPECT_EQ(got, want) << text << ", " << n_in << " columns";
+    }
+  }
+  EXPECT_TRUE(kernels().isa == Isa::kRef || n_spared > 40) << n_spared;
+}
+
 TEST(Interleaved, TakesTheBytesOfTheCodes) {
   for (const auto& [text, bits] : {std::pair{"int(2, group=64)", 2.25},
                                    {"int(3, group=64, sym=false)", 3.375},

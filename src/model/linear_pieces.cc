@@ -67,6 +67,7 @@ Int8Cut::Int8Cut(const Product& of, int64_t n)
 void int8_piece(const Int8Cut& cut, const Int8Rows& x, int64_t first, int64_t n_rows,
                 MatrixView<float> y) {
   const LinearWeight& weight = *cut.product->weight;
+  if (x.n == 1 && weight.codec->dot_panels(weight.codes, first, n_rows, x, y.data)) return;
   const int64_t levels_stride = cut.cols * kPanelRows;
   const int64_t scales_stride = cut.cols / cut.tile.group * kPanelRows;
   const auto n_panels = static_cast<size_t>(ceil_div(cut.rows, kPanelRows));
