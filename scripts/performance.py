@@ -20,7 +20,11 @@ def bench(arguments, program="build/quern"):
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
         sys.exit(done.returncode)
-    return json.loads(done.stdout)
+    result = json.loads(done.stdout)
+    for key in ("prompt_tokens_per_second", "generated_tokens_per_second"):
+        if key in result:
+            print(f"  {key}: {result[key]:.2f}", file=sys.stderr)
+    return result
 
 
 def machine():

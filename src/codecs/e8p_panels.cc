@@ -174,7 +174,7 @@ class E8pPanelDecoder final : public Decoder {
 
   bool dot_panels(const CodesView& codes, int64_t row, int64_t n_rows, const Int8Rows& x,
                   float* y) const override {
-    if (kernels().isa != Isa::kAvx512 || (x.n_groups > 1 && x.group % kLineCols != 0)) return false;
+    if (kernels().isa != Isa::kAvx512 || x.group % kLineCols != 0) return false;
     for (int64_t r = 0; r < n_rows; r += kPanelRows) {
       const int64_t panel = (row + r) / kPanelRows;
       float scales[kPanelRows], sums[kPanelRows];

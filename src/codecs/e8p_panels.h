@@ -44,7 +44,7 @@ void e8p_lines_ref(const E8pLines& lines, uint8_t* panel);
 void e8p_lines_avx2(const E8pLines& lines, uint8_t* panel);
 void e8p_lines_avx512(const E8pLines& lines, uint8_t* panel);  // needs VBMI
 
-// A whole panel against one row of activations, whose groups are multiples of 32 columns or one:
+// A whole panel against one row of activations, whose groups are multiples of 32 columns:
 // y[16] to the bit as panel_dot has it (kernels/panels.h) of those levels and of scales[16] in
 // every group. Needs VBMI.
 void e8p_dot_avx512(const E8pLines& lines, const Int8Rows& x, const float* scales, float* y);
