@@ -2,11 +2,10 @@
 // Two lines of codes are eight lines of levels. Lookups in four tables of 256 bytes and blends of
 // nibbles make the bytes x of four blocks (e8p_panels.h); an unpack puts those of two blocks of two
 // rows beside each other, so that a multishift brings each byte of a panel its index, of six bits.
-#include <algorithm>
-
 #include "codecs/byte_table_avx512.h"
 #include "codecs/e8p_panels.h"
 #include "codecs/panel_bytes_avx512.h"
+#include "codecs/panel_dots.h"
 #include "codecs/panel_dots_avx512.h"
 #include "kernels/fetch_ahead.h"
 
@@ -59,6 +58,8 @@ class Stage {
   __m512i levels_[2];
 };
 
+constexpr int kQuads = 8;  // of two lines of codes
+
 // The levels of a panel, line after line.
 template <bool kHasResidual>
 class LevelStream {
@@ -81,12 +82,12 @@ class LevelStream {
         of_residual = residual_.words(codes_ + 2 * kE8pLine, codes_ + second_ * kE8pLine);
       }
 #pragma GCC unroll 8
-      for (int k = 0; k < 8; ++k) {
+      for (int k = 0; k < kQuads; ++k) {
         __m512i levels = point_.levels(of_point, k / 2, k % 2);
         if constexpr (kHasResidual) {
           levels = _mm512_add_epi8(levels, residual_.levels(of_residual, k / 2, k % 2));
         }
-        use(levels, 8 * i + k);
+        use(levels, kQuads * i + k);
       }
     }
   }
@@ -107,20 +108,10 @@ void write_lines(const E8pLines& lines, uint8_t* panel) {
 template <bool kHasResidual>
 void dot_lines(const E8pLines& lines, const Int8Rows& x, const float* scales, float* y) {
   LevelStream<kHasResidual> stream(lines);
-  const int64_t group_lines = x.group / 32;
   const Lanes scale_w = Lanes::load(scales);
-  Lanes sum = Lanes::set(0);
-  for (int64_t g = 0, i = 0; g < x.n_groups; ++g, i += group_lines) {
-    const int8_t* columns = x.levels + g * x.group;
-    PanelDots dots[2];  // in turn: each waits for its last
-    stream.next(std::min(group_lines, lines.n - i), [&](__m512i levels, int64_t q) {
-      dots[q % 2].add_levels(levels, columns + 4 * q);
-    });
-    dots[0].add(dots[1]);
-    const Lanes scale = Lanes::mul(scale_w, Lanes::set(x.scales[g]));
-    sum = Lanes::fma(dots[0].sums(x.offsets[g]), scale, sum);
-  }
-  sum.store(y);
+  const auto next = [&](int64_t n, const auto& use) { stream.next(n / kQuads, use); };
+  const auto scales_at = [&](int64_t) { return scale_w; };
+  dot_by_groups<PanelDots, Lanes>(x, kQuads * lines.n, next, scales_at).store(y);
 }
 
 }  // namespace

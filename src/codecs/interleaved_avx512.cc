@@ -45,7 +45,7 @@ struct Kit {
 
   struct Dots : PanelDots {
     using PanelDots::add;
-    void add(Line levels, const int8_t* x) { add_levels(levels.v, x); }
+    void add(Line levels, const int8_t* x) { add(levels.v, x); }
   };
 };
 

@@ -17,11 +17,11 @@
 //     Kit::Floats                       16 of them (kernels/lanes.h)
 #pragma once
 
-#include <algorithm>
 #include <type_traits>
 #include <utility>
 
 #include "codecs/interleaved.h"
+#include "codecs/panel_dots.h"
 #include "kernels/fetch_ahead.h"
 
 namespace quern {
@@ -144,7 +144,6 @@ template <class Kit>
 void interleaved_dot(const InterleavedProduct& product, float* y) {
   using Floats = typename Kit::Floats;
   const Int8Rows& x = product.x;
-  const int64_t group_quads = x.group / 4;
   const auto scales_at = [&](int64_t g) {
     const int64_t place = g * x.group / product.scale_group * kPanelRows;
     const Floats scales =
@@ -154,17 +153,8 @@ void interleaved_dot(const InterleavedProduct& product, float* y) {
     return product.unit == 1 ? scales : Floats::mul(scales, Floats::set(product.unit));
   };
   with_levels<Kit>(product.panel, [&](auto stream) {
-    Floats sum = Floats::set(0);
-    for (int64_t g = 0, q = 0; g < x.n_groups; ++g, q += group_quads) {
-      const int8_t* columns = x.levels + g * x.group;
-      typename Kit::Dots dots[2];  // in turn: each waits for its last
-      stream.next(std::min(group_quads, product.n_quads - q),
-                  [&](const auto& line, int64_t k) { dots[k % 2].add(line, columns + 4 * k); });
-      dots[0].add(dots[1]);
-      const Floats scale = Floats::mul(scales_at(g), Floats::set(x.scales[g]));
-      sum = Floats::fma(dots[0].sums(x.offsets[g]), scale, sum);
-    }
-    sum.store(y);
+    const auto next = [&](int64_t n, const auto& use) { stream.next(n, use); };
+    dot_by_groups<typename Kit::Dots, Floats>(x, product.n_quads, next, scales_at).store(y);
   });
 }
 

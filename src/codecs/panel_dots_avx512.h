@@ -14,7 +14,7 @@ namespace {  // NOLINT: internal linkage, as lanes_avx512.h
 struct PanelDots {
   __m512i v = _mm512_setzero_si512();
   // A line of levels and four activations.
-  void add_levels(__m512i levels, const int8_t* x) {
+  void add(__m512i levels, const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
     v = _mm512_dpbusd_epi32(v, levels, _mm512_set1_epi32(four));
